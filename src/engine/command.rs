@@ -1,0 +1,200 @@
+//! What the screen may ask of the engine, and the answers it gets.
+//!
+//! A command travels in a bounded queue together with a place for its answer. The engine applies commands
+//! between events, publishes a new snapshot at once, and answers with a sentence: what was done, or what was
+//! tried, why it failed and what to do.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender};
+
+use super::{
+    addr::{Va, VcpuId},
+    snapshot::{BreakpointId, FaultId, Scope, Snapshot, TableId},
+};
+
+/// Where a breakpoint or a watch is wanted, as a person says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// A symbol (`nt!NtCreateFile`, `do_sys_openat2+0x10`) or an address (`0xffff…`, `fffff803`1c2a41f0`).
+    pub place: String,
+    /// The process whose address space is meant; `None` is the kernel's.
+    pub pid: Option<u32>,
+}
+
+impl Target {
+    /// Parses `SYMBOL|ADDRESS[@PID]`.
+    ///
+    /// # Errors
+    /// A sentence for the user when the place is empty or the PID is not a number.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (place, pid) = match text.rsplit_once('@') {
+            Some((place, pid)) => {
+                let pid = pid.trim().parse::<u32>();
+                let pid =
+                    pid.map_err(|_| format!("'{text}': what follows '@' must be a process id, a whole number"))?;
+                (place.trim(), Some(pid))
+            }
+            None => (text, None),
+        };
+        if place.is_empty() {
+            return Err(
+                "a symbol or an address is needed, for example nt!NtCreateFile, 0xfffff8031c2a41f0 or main@648".into(),
+            );
+        }
+        Ok(Self { place: place.to_owned(), pid })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "{}@{pid}", self.place),
+            None => f.write_str(&self.place),
+        }
+    }
+}
+
+/// What a detail popup shows. The engine keeps it fresh in [`Snapshot::detail`](super::snapshot::Snapshot::detail).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// One process: command line, credentials, threads, regions, modules, handles.
+    Process(u32),
+    /// One breakpoint: disassembly around it, last hits.
+    Breakpoint(BreakpointId),
+    /// One monitored address: the live walk.
+    Table(TableId),
+    /// One missing page.
+    Fault(FaultId),
+    /// Memory of a process (or of the kernel) from an address on: hex dump and disassembly.
+    Memory {
+        /// The address space: `None` is the kernel's.
+        pid: Option<u32>,
+        /// The first byte.
+        va: Va,
+        /// How many bytes, at most 64 KiB.
+        length: u32,
+    },
+}
+
+/// A request to the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Set a breakpoint: active at once where the address is mapped, pending where it is not.
+    AddBreakpoint {
+        /// Where.
+        target: Target,
+        /// All address spaces or one process.
+        scope: Scope,
+        /// A word of the user's own.
+        tag: String,
+    },
+    /// Remove a breakpoint from the guest and keep its row, or put it back.
+    ToggleBreakpoint(BreakpointId),
+    /// Remove a breakpoint and forget it.
+    RemoveBreakpoint(BreakpointId),
+    /// Monitor the page-table entries behind an address.
+    WatchAddress {
+        /// Where.
+        target: Target,
+        /// A word of the user's own.
+        tag: String,
+    },
+    /// Stop monitoring an address.
+    UnwatchAddress(TableId),
+    /// Ask for a page that is not there: becomes a pending fault.
+    RequestPage {
+        /// Where.
+        target: Target,
+    },
+    /// Inject the page fault now, if it is safe.
+    InjectFault(FaultId),
+    /// Never ask for this page again.
+    SuppressFault(FaultId),
+    /// Ask once more for a suppressed or failed page.
+    RetryFault(FaultId),
+    /// Forget a fault.
+    ClearFault(FaultId),
+    /// Stop all vCPUs.
+    Pause,
+    /// Let the guest run.
+    Resume,
+    /// One instruction on one vCPU while the guest is paused.
+    Step(VcpuId),
+    /// What [`Snapshot::detail`](super::snapshot::Snapshot::detail) is to hold; `None` for nothing.
+    Inspect(Option<Subject>),
+    /// Search memory of an address space for bytes; the answer lists addresses.
+    Search {
+        /// The address space: `None` is the kernel's.
+        pid: Option<u32>,
+        /// First byte of the range.
+        from: Va,
+        /// Length of the range in bytes, bounded by the engine.
+        length: u64,
+        /// What to look for.
+        pattern: Vec<u8>,
+    },
+    /// Read everything again now, not at the next refresh.
+    Refresh,
+    /// In lock-step runs (virtual time): let the guest run this many ticks, then publish and wait again.
+    Advance(u64),
+    /// Take everything out of the guest, leave it running and end the engine.
+    Quit,
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// A sentence for the notice line and the log.
+    Said(String),
+    /// A breakpoint was set; its row and a sentence.
+    Breakpoint(BreakpointId, String),
+    /// An address is monitored; its row and a sentence.
+    Table(TableId, String),
+    /// A page was asked for; its row and a sentence.
+    Fault(FaultId, String),
+    /// Addresses where a search found its pattern, and whether there were more.
+    Found(Vec<Va>, bool),
+    /// Nothing worth a notice.
+    Quiet,
+}
+
+/// The answer to a command; an error is one sentence: what was tried, on what, why it failed, what to do.
+pub type Answer = Result<Done, String>;
+
+/// A command on its way, with the place for its answer.
+#[derive(Debug)]
+pub struct Request {
+    /// What is asked.
+    pub command: Command,
+    /// Where the answer goes; a sender whose receiver is gone is not an error.
+    pub answer: Sender<Answer>,
+}
+
+/// The screen's end of a running engine. Dropping it makes the engine leave the guest as [`Command::Quit`] does.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// The newest snapshot; loading it never waits.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The bounded command queue.
+    pub requests: Sender<Request>,
+    /// A ping (capacity 1) after each new snapshot; disconnected when the engine has ended.
+    pub changed: Receiver<()>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_reads_as_people_write_it() {
+        let parsed = |text| Target::parse(text).map(|t| (t.place, t.pid));
+        assert_eq!(parsed("nt!NtCreateFile"), Ok(("nt!NtCreateFile".into(), None)));
+        assert_eq!(parsed(" 0x7ff61000 @ 648 "), Ok(("0x7ff61000".into(), Some(648))));
+        assert!(parsed("@648").is_err_and(|e| e.contains("symbol or an address")));
+        assert!(parsed("main@lsass").is_err_and(|e| e.contains("process id")));
+        assert!(parsed("").is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! The `vmscope` program: parse, start, exit code.
+
+fn main() {}
