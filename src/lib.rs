@@ -4,4 +4,6 @@
 //! snapshot; `app` turns keys into actions and actions into commands for the engine. Start reading at
 //! [`engine::snapshot`] (what exists), then `app::action` (what can be done), then `engine::monitor` (how it is done).
 
+pub mod app;
+pub mod cli;
 pub mod engine;

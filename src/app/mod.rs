@@ -1,0 +1,10 @@
+//! The application: keys become actions, actions become commands for the engine, snapshots become frames.
+//!
+//! It knows [`crate::ui`] and, of the engine, only [`snapshot`](crate::engine::snapshot) and
+//! [`command`](crate::engine::command). Start at `action` (what can be done), then `update` (what it does to the
+//! state of the screen, without any I/O), then `event_loop` (the only place that reads input, talks to the engine
+//! and draws); `headless` runs the same loop without a terminal.
+
+pub mod keymap;
+pub mod screenshot;
+pub mod script;
