@@ -8,6 +8,12 @@
 //! The screen knows two modules: [`snapshot`] (what exists) and [`command`] (what can be asked). Start there.
 
 pub mod addr;
+pub mod arch;
 pub mod command;
+pub mod driver;
+pub mod error;
+pub mod event;
+pub mod os;
+pub mod session;
 pub mod snapshot;
 pub mod symbols;

@@ -1,0 +1,115 @@
+//! Operating systems: what the bytes of a guest mean.
+//!
+//! [`VmiOs`] is what the monitor asks of a layer; `linux` finds everything in guest memory by itself, `windows` takes
+//! facts from a profile. Imports the session and below. Everything read here is a claim of a hostile guest: walks are
+//! bounded, strings are cleaned before they leave.
+
+use std::sync::Arc;
+
+use indexmap::IndexSet;
+
+use super::{
+    addr::{AddressContext, Pa, Va},
+    driver::VmiRead,
+    error::VmiError,
+    session::{VmiProber, VmiSession, VmiState},
+    snapshot::{Process, ProcessDetail},
+    symbols::SymbolTable,
+};
+
+/// A guest's list of processes, as its kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessList {
+    /// The processes in the order of the guest's list, the hidden ones last.
+    pub processes: Vec<Process>,
+    /// Whether a bound cut a walk short: a cyclic or absurdly long list.
+    pub truncated: bool,
+}
+
+/// Which process runs on a vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CurrentProcess {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Short name, cleaned.
+    pub name: String,
+    /// Address of the kernel's process structure.
+    pub object: Va,
+}
+
+/// An operating-system layer, made for one guest.
+pub trait VmiOs<Driver: VmiRead>: Sized {
+    /// "linux" or "windows".
+    fn name(&self) -> &'static str;
+
+    /// The kernel's version in a line, cleaned.
+    fn version(&self) -> &str;
+
+    /// Where the kernel's image starts.
+    fn kernel_image_base(&self) -> Va;
+
+    /// A translation root under which all of the kernel is mapped.
+    fn kernel_root(&self) -> Pa;
+
+    /// The kernel's symbols.
+    fn symbols(&self) -> &Arc<SymbolTable>;
+
+    /// The root that a process is known by, given the one in a CR3: the same one, but for kernel page-table isolation.
+    fn process_root(&self, root: Pa) -> Pa {
+        root
+    }
+
+    /// Whether an address belongs to the kernel's half, mapped alike in every address space.
+    fn is_kernel_address(&self, va: Va) -> bool {
+        va.0 >> 63 != 0
+    }
+
+    /// All processes. Pages that are missing shorten an entry, not the list.
+    ///
+    /// # Errors
+    /// When the head of the list cannot be read.
+    fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError>;
+
+    /// The process that runs on the vCPU whose registers the state has; `None` where the kernel is not far enough.
+    ///
+    /// # Errors
+    /// When the kernel's per-CPU data cannot be read.
+    fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError>;
+
+    /// More of one process. Missing pages are asked for through the prober and leave their part empty.
+    ///
+    /// # Errors
+    /// Any but missing pages.
+    fn process_detail(
+        &self,
+        vmi: VmiSession<'_, Driver, Self>,
+        process: &Process,
+        prober: &VmiProber,
+    ) -> Result<ProcessDetail, VmiError>;
+
+    /// The `index`th argument (from 0) of the function whose first instruction is about to run.
+    ///
+    /// # Errors
+    /// As a read of the stack, for arguments that are passed there.
+    fn function_argument(&self, vmi: VmiState<'_, Driver, Self>, index: u32) -> Result<u64, VmiError>;
+
+    /// Where the guest's kernel takes an exception that it could not serve: a hit there in the address space of an
+    /// injected fault says that the page will not come (Windows: `KiDispatchException`; Linux: `force_sig_fault`).
+    fn fault_refused_at(&self) -> Option<Va> {
+        None
+    }
+
+    /// Pages that an event at `refused_at` says will not come: the faulting address, if it is one of `waiting`.
+    ///
+    /// # Errors
+    /// As a read of the exception's record.
+    fn refused_fault(
+        &self,
+        _vmi: VmiState<'_, Driver, Self>,
+        _waiting: &IndexSet<AddressContext>,
+    ) -> Result<Option<AddressContext>, VmiError> {
+        Ok(None)
+    }
+}

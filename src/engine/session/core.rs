@@ -1,0 +1,683 @@
+//! A driver with its caches: everything that reads, writes or changes the guest goes through here.
+
+use std::{cell::Cell, time::Duration};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::cache::{PageCache, TranslationCache};
+use crate::engine::{
+    addr::{AccessContext, AddressContext, Gfn, Pa, Va, VcpuId, View},
+    arch::Architecture,
+    driver::{
+        MemoryAccess, MemoryAccessOptions, RegistersOf, VmiDriver, VmiEventControl, VmiInfo, VmiQueryProtection,
+        VmiQueryRegisters, VmiRead, VmiSetProtection, VmiSetRegisters, VmiViewControl, VmiVmControl, VmiWrite,
+    },
+    error::{PageFaults, VmiError},
+    event::{VmiEvent, VmiEventResponse},
+};
+
+/// Where a member of a structure lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Field {
+    /// Bytes from the structure's start.
+    pub offset: u64,
+    /// Its size in bytes; 1, 2, 4 or 8 for [`VmiCore::read_field`].
+    pub size: u64,
+}
+
+/// A driver, a cache of translations and (for drivers whose reads are expensive) a cache of pages.
+///
+/// Both caches hold what was true when it was read; whoever lets the guest run flushes them
+/// ([`VmiCore::flush_v2p_cache`], [`VmiCore::flush_gfn_cache`]: one addition each).
+pub struct VmiCore<Driver: VmiDriver> {
+    driver: Driver,
+    translations: TranslationCache,
+    pages: PageCache,
+    levels: Cell<u8>,
+    string_limit: Cell<Option<usize>>,
+    next_gfn: Cell<Gfn>,
+    use_translations: Cell<bool>,
+}
+
+impl<Driver: VmiDriver> VmiCore<Driver> {
+    /// The limit of [`VmiCore::read_string`] and its kin unless another is set: bytes, or UTF-16 units.
+    pub const DEFAULT_STRING_LIMIT: usize = 64 * 1024;
+
+    /// A core on a driver, with cold caches and 4-level paging until [`VmiCore::set_paging_levels`] says otherwise.
+    ///
+    /// # Errors
+    /// When the driver cannot tell what machine it has.
+    pub fn new(driver: Driver) -> Result<Self, VmiError> {
+        let info = driver.info()?;
+        Ok(Self {
+            driver,
+            translations: TranslationCache::new(),
+            pages: PageCache::new(),
+            levels: Cell::new(4),
+            string_limit: Cell::new(Some(Self::DEFAULT_STRING_LIMIT)),
+            next_gfn: Cell::new(info.max_gfn + 1),
+            use_translations: Cell::new(true),
+        })
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    /// The machine.
+    ///
+    /// # Errors
+    /// When the guest is gone.
+    pub fn info(&self) -> Result<VmiInfo, VmiError> {
+        self.driver.info()
+    }
+
+    /// Levels of the guest's page tables: 4 or 5.
+    #[inline]
+    pub fn paging_levels(&self) -> u8 {
+        self.levels.get()
+    }
+
+    /// Tells how many levels the guest's page tables have (CR4.LA57); anything but 5 is 4.
+    pub fn set_paging_levels(&self, levels: u8) {
+        self.levels.set(if levels == 5 { 5 } else { 4 });
+        self.flush_v2p_cache();
+    }
+
+    /// Forgets all copies of pages.
+    #[inline]
+    pub fn flush_gfn_cache(&self) {
+        self.pages.flush();
+    }
+
+    /// Forgets the copy of one page.
+    pub fn flush_gfn_cache_entry(&self, gfn: Gfn) {
+        self.pages.forget(gfn);
+    }
+
+    /// Forgets all translations.
+    #[inline]
+    pub fn flush_v2p_cache(&self) {
+        self.translations.flush();
+    }
+
+    /// Forgets the translation of one page.
+    pub fn flush_v2p_cache_entry(&self, ctx: impl Into<AddressContext>) {
+        let ctx = ctx.into();
+        self.translations.forget(ctx.va.0 >> Driver::Architecture::PAGE_SHIFT, ctx.root);
+    }
+
+    /// Whether translations are kept between flushes; for measurements, and for tables that somebody else changes.
+    pub fn set_v2p_cache_enabled(&self, enabled: bool) {
+        self.use_translations.set(enabled);
+        self.flush_v2p_cache();
+    }
+
+    /// How long strings may get where the caller gives no limit of its own: a limit truncates, `None` lifts it.
+    pub fn read_string_length_limit(&self) -> Option<usize> {
+        self.string_limit.get()
+    }
+
+    /// Sets [`VmiCore::read_string_length_limit`].
+    pub fn set_read_string_length_limit(&self, limit: Option<usize>) {
+        self.string_limit.set(limit);
+    }
+}
+
+macro_rules! read_ints {
+    ($($name:ident $type:ty: $doc:literal;)*) => {
+        $(
+            #[doc = $doc]
+            ///
+            /// # Errors
+            /// As [`VmiCore::read`].
+            #[inline]
+            pub fn $name(&self, ctx: impl Into<AccessContext>) -> Result<$type, VmiError> {
+                let mut bytes = [0; size_of::<$type>()];
+                self.read(ctx, &mut bytes)?;
+                Ok(<$type>::from_le_bytes(bytes))
+            }
+        )*
+    };
+}
+
+impl<Driver: VmiRead> VmiCore<Driver> {
+    /// Translates a virtual address.
+    ///
+    /// # Errors
+    /// [`VmiError::Translation`] where it is not mapped or not canonical.
+    #[inline]
+    pub fn translate_address(&self, ctx: impl Into<AddressContext>) -> Result<Pa, VmiError> {
+        let AddressContext { va, root } = ctx.into();
+        let page = va.0 >> Driver::Architecture::PAGE_SHIFT;
+        let offset = Driver::Architecture::va_offset(va);
+        if !self.use_translations.get() {
+            return Driver::Architecture::translate_address(self, va, root);
+        }
+        if let Some(frame) = self.translations.get(page, root) {
+            return Ok(Pa(frame | offset));
+        }
+        let pa = Driver::Architecture::translate_address(self, va, root)?;
+        self.translations.put(page, root, pa.0 & Driver::Architecture::PAGE_MASK);
+        Ok(pa)
+    }
+
+    /// The physical address of an access.
+    ///
+    /// # Errors
+    /// As [`VmiCore::translate_address`].
+    #[inline]
+    pub fn translate_access_context(&self, ctx: impl Into<AccessContext>) -> Result<Pa, VmiError> {
+        match ctx.into() {
+            AccessContext::Direct(pa) => Ok(pa),
+            AccessContext::Paging(ctx) => self.translate_address(ctx),
+        }
+    }
+
+    /// An aligned entry of a page table.
+    ///
+    /// # Errors
+    /// [`VmiError::OutOfBounds`] where there is no RAM.
+    #[inline]
+    pub fn read_entry(&self, pa: Pa) -> Result<u64, VmiError> {
+        if self.driver.is_direct() {
+            return self.driver.read_physical_u64(pa);
+        }
+        let mut bytes = [0; 8];
+        self.read_in_page(pa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Bytes that lie in one page.
+    #[inline]
+    fn read_in_page(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
+        if self.driver.is_direct() {
+            return self.driver.read_physical(pa, buffer);
+        }
+        let gfn = Driver::Architecture::gfn_from_pa(pa);
+        let offset = Driver::Architecture::pa_offset(pa) as usize;
+        self.pages.read(gfn, offset, buffer, |page| self.driver.read_page(gfn, page))
+    }
+
+    /// Copies memory: all of it, or an error that names every page that is missing.
+    ///
+    /// # Errors
+    /// [`VmiError::Translation`] with all missing pages; [`VmiError::OutOfBounds`] where page tables lead out of RAM.
+    #[inline]
+    pub fn read(&self, ctx: impl Into<AccessContext>, buffer: &mut [u8]) -> Result<(), VmiError> {
+        let ctx = ctx.into();
+        let room = Driver::Architecture::PAGE_SIZE - (ctx.address() & !Driver::Architecture::PAGE_MASK);
+        if buffer.len() as u64 <= room {
+            let pa = self.translate_access_context(ctx)?;
+            return self.read_in_page(pa, buffer);
+        }
+        self.read_pages(ctx, buffer)
+    }
+
+    fn read_pages(&self, ctx: AccessContext, buffer: &mut [u8]) -> Result<(), VmiError> {
+        let mut missing: Option<PageFaults> = None;
+        for (at, pa, length) in self.page_parts(ctx, buffer.len()) {
+            match pa {
+                Ok(pa) if missing.is_none() => {
+                    if let Some(part) = buffer.get_mut(at..at + length) {
+                        self.read_in_page(pa, part)?;
+                    }
+                }
+                Ok(_) => {}
+                Err(VmiError::Translation(faults)) => match &mut missing {
+                    Some(all) => all.extend(faults),
+                    None => missing = Some(faults),
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        missing.map_or(Ok(()), |faults| Err(VmiError::Translation(faults)))
+    }
+
+    /// An access cut at page boundaries: (offset in the buffer, where, bytes).
+    fn page_parts(
+        &self,
+        ctx: AccessContext,
+        length: usize,
+    ) -> impl Iterator<Item = (usize, Result<Pa, VmiError>, usize)> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let left = length.checked_sub(at).filter(|&left| left > 0)?;
+            let here = ctx.offset(at as u64);
+            let room = Driver::Architecture::PAGE_SIZE - (here.address() & !Driver::Architecture::PAGE_MASK);
+            let part = left.min(room as usize);
+            let from = at;
+            at += part;
+            Some((from, self.translate_access_context(here), part))
+        })
+    }
+
+    read_ints! {
+        read_u8 u8: "One byte.";
+        read_u16 u16: "Two bytes, little-endian.";
+        read_u32 u32: "Four bytes, little-endian.";
+    }
+
+    /// Eight bytes, little-endian.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    #[inline]
+    pub fn read_u64(&self, ctx: impl Into<AccessContext>) -> Result<u64, VmiError> {
+        let ctx = ctx.into();
+        if ctx.address() & !Driver::Architecture::PAGE_MASK <= Driver::Architecture::PAGE_SIZE - 8 {
+            return self.read_entry(self.translate_access_context(ctx)?);
+        }
+        let mut bytes = [0; 8];
+        self.read(ctx, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// 1, 2, 4 or 8 bytes, little-endian.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`]; [`VmiError::Invalid`] for another size.
+    pub fn read_uint(&self, ctx: impl Into<AccessContext>, size: usize) -> Result<u64, VmiError> {
+        match size {
+            1 => self.read_u8(ctx).map(u64::from),
+            2 => self.read_u16(ctx).map(u64::from),
+            4 => self.read_u32(ctx).map(u64::from),
+            8 => self.read_u64(ctx),
+            _ => Err(VmiError::Invalid(format!("cannot read an integer of {size} bytes: only 1, 2, 4 and 8 exist"))),
+        }
+    }
+
+    /// A member of a structure.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read_uint`].
+    pub fn read_field(&self, base: impl Into<AccessContext>, field: &Field) -> Result<u64, VmiError> {
+        self.read_uint(base.into().offset(field.offset), field.size as usize)
+    }
+
+    /// An address of the given width in bytes (4 or 8).
+    ///
+    /// # Errors
+    /// As [`VmiCore::read_uint`].
+    pub fn read_address(&self, ctx: impl Into<AccessContext>, width: usize) -> Result<u64, VmiError> {
+        match width {
+            4 | 8 => self.read_uint(ctx, width),
+            _ => Err(VmiError::Invalid(format!("an address has 4 or 8 bytes, not {width}"))),
+        }
+    }
+
+    /// A 32-bit address.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    pub fn read_address32(&self, ctx: impl Into<AccessContext>) -> Result<u64, VmiError> {
+        self.read_u32(ctx).map(u64::from)
+    }
+
+    /// A 64-bit address.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    pub fn read_address64(&self, ctx: impl Into<AccessContext>) -> Result<u64, VmiError> {
+        self.read_u64(ctx)
+    }
+
+    /// A pointer of the given width in bytes (4 or 8).
+    ///
+    /// # Errors
+    /// As [`VmiCore::read_address`].
+    pub fn read_va(&self, ctx: impl Into<AccessContext>, width: usize) -> Result<Va, VmiError> {
+        self.read_address(ctx, width).map(Va)
+    }
+
+    /// A 32-bit pointer.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    pub fn read_va32(&self, ctx: impl Into<AccessContext>) -> Result<Va, VmiError> {
+        self.read_address32(ctx).map(Va)
+    }
+
+    /// A 64-bit pointer.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    pub fn read_va64(&self, ctx: impl Into<AccessContext>) -> Result<Va, VmiError> {
+        self.read_u64(ctx).map(Va)
+    }
+
+    /// A structure, copied byte by byte as the guest has it.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    pub fn read_struct<T: FromBytes + IntoBytes>(&self, ctx: impl Into<AccessContext>) -> Result<T, VmiError> {
+        let mut value = T::new_zeroed();
+        self.read(ctx, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// A copy of one page.
+    ///
+    /// # Errors
+    /// [`VmiError::OutOfBounds`] where there is no RAM.
+    pub fn read_page(&self, gfn: Gfn) -> Result<Box<[u8; 4096]>, VmiError> {
+        let mut page = Box::new([0; 4096]);
+        self.driver.read_page(gfn, &mut page)?;
+        Ok(page)
+    }
+}
+
+impl<Driver: VmiRead + VmiWrite> VmiCore<Driver> {
+    /// Writes memory: nothing is written unless every page is there.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`]; [`VmiError::ReadOnly`] in a read-only session.
+    pub fn write(&self, ctx: impl Into<AccessContext>, bytes: &[u8]) -> Result<(), VmiError> {
+        let mut parts = Vec::new();
+        let mut missing: Option<PageFaults> = None;
+        for (at, pa, length) in self.page_parts(ctx.into(), bytes.len()) {
+            match pa {
+                Ok(pa) => parts.push((at, pa, length)),
+                Err(VmiError::Translation(faults)) => match &mut missing {
+                    Some(all) => all.extend(faults),
+                    None => missing = Some(faults),
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(faults) = missing {
+            return Err(VmiError::Translation(faults));
+        }
+        for (at, pa, length) in parts {
+            if let Some(part) = bytes.get(at..at + length) {
+                self.driver.write_physical(pa, part)?;
+                self.flush_gfn_cache_entry(Driver::Architecture::gfn_from_pa(pa));
+            }
+        }
+        // The bytes may have been page-table entries.
+        self.flush_v2p_cache();
+        Ok(())
+    }
+
+    /// Writes one byte.
+    ///
+    /// # Errors
+    /// As [`VmiCore::write`].
+    pub fn write_u8(&self, ctx: impl Into<AccessContext>, value: u8) -> Result<(), VmiError> {
+        self.write(ctx, &[value])
+    }
+
+    /// Writes two bytes, little-endian.
+    ///
+    /// # Errors
+    /// As [`VmiCore::write`].
+    pub fn write_u16(&self, ctx: impl Into<AccessContext>, value: u16) -> Result<(), VmiError> {
+        self.write(ctx, &value.to_le_bytes())
+    }
+
+    /// Writes four bytes, little-endian.
+    ///
+    /// # Errors
+    /// As [`VmiCore::write`].
+    pub fn write_u32(&self, ctx: impl Into<AccessContext>, value: u32) -> Result<(), VmiError> {
+        self.write(ctx, &value.to_le_bytes())
+    }
+
+    /// Writes eight bytes, little-endian.
+    ///
+    /// # Errors
+    /// As [`VmiCore::write`].
+    pub fn write_u64(&self, ctx: impl Into<AccessContext>, value: u64) -> Result<(), VmiError> {
+        self.write(ctx, &value.to_le_bytes())
+    }
+
+    /// Writes a structure.
+    ///
+    /// # Errors
+    /// As [`VmiCore::write`].
+    pub fn write_struct<T: IntoBytes + zerocopy::Immutable>(
+        &self,
+        ctx: impl Into<AccessContext>,
+        value: &T,
+    ) -> Result<(), VmiError> {
+        self.write(ctx, value.as_bytes())
+    }
+}
+
+impl<Driver: VmiQueryRegisters> VmiCore<Driver> {
+    /// The registers of a vCPU.
+    ///
+    /// # Errors
+    /// As [`VmiQueryRegisters::registers`].
+    pub fn registers(&self, vcpu: VcpuId) -> Result<RegistersOf<Driver>, VmiError> {
+        self.driver.registers(vcpu)
+    }
+}
+
+impl<Driver: VmiSetRegisters> VmiCore<Driver> {
+    /// Sets the registers of a vCPU.
+    ///
+    /// # Errors
+    /// As [`VmiSetRegisters::set_registers`].
+    pub fn set_registers(&self, vcpu: VcpuId, registers: RegistersOf<Driver>) -> Result<(), VmiError> {
+        self.driver.set_registers(vcpu, registers)
+    }
+}
+
+impl<Driver: VmiQueryProtection> VmiCore<Driver> {
+    /// The permissions of a frame in a view.
+    ///
+    /// # Errors
+    /// As [`VmiQueryProtection::memory_access`].
+    pub fn memory_access(&self, gfn: Gfn, view: View) -> Result<MemoryAccess, VmiError> {
+        self.driver.memory_access(gfn, view)
+    }
+}
+
+impl<Driver: VmiSetProtection> VmiCore<Driver> {
+    /// Sets the permissions of a frame in a view.
+    ///
+    /// # Errors
+    /// As [`VmiSetProtection::set_memory_access`].
+    pub fn set_memory_access(&self, gfn: Gfn, view: View, access: MemoryAccess) -> Result<(), VmiError> {
+        self.driver.set_memory_access(gfn, view, access)
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`VmiSetProtection::set_memory_access_with_options`].
+    pub fn set_memory_access_with_options(
+        &self,
+        gfn: Gfn,
+        view: View,
+        access: MemoryAccess,
+        options: MemoryAccessOptions,
+    ) -> Result<(), VmiError> {
+        self.driver.set_memory_access_with_options(gfn, view, access, options)
+    }
+}
+
+impl<Driver: VmiViewControl> VmiCore<Driver> {
+    /// The view that a machine without us runs in.
+    pub fn default_view(&self) -> View {
+        self.driver.default_view()
+    }
+
+    /// Makes a view.
+    ///
+    /// # Errors
+    /// As [`VmiViewControl::create_view`].
+    pub fn create_view(&self, default_access: MemoryAccess) -> Result<View, VmiError> {
+        self.driver.create_view(default_access)
+    }
+
+    /// Destroys a view.
+    ///
+    /// # Errors
+    /// As [`VmiViewControl::destroy_view`].
+    pub fn destroy_view(&self, view: View) -> Result<(), VmiError> {
+        self.driver.destroy_view(view)
+    }
+
+    /// Puts all vCPUs into a view.
+    ///
+    /// # Errors
+    /// As [`VmiViewControl::switch_to_view`].
+    pub fn switch_to_view(&self, view: View) -> Result<(), VmiError> {
+        self.driver.switch_to_view(view)
+    }
+
+    /// Makes a frame show another frame's contents in a view.
+    ///
+    /// # Errors
+    /// As [`VmiViewControl::change_view_gfn`].
+    pub fn change_view_gfn(&self, view: View, old_gfn: Gfn, new_gfn: Gfn) -> Result<(), VmiError> {
+        self.driver.change_view_gfn(view, old_gfn, new_gfn)
+    }
+
+    /// Makes a frame show its own contents again.
+    ///
+    /// # Errors
+    /// As [`VmiViewControl::reset_view_gfn`].
+    pub fn reset_view_gfn(&self, view: View, gfn: Gfn) -> Result<(), VmiError> {
+        self.driver.reset_view_gfn(view, gfn)
+    }
+}
+
+impl<Driver: VmiVmControl> VmiCore<Driver> {
+    /// Stops all vCPUs.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::pause`].
+    pub fn pause(&self) -> Result<(), VmiError> {
+        self.driver.pause()
+    }
+
+    /// Takes one pause back.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::resume`].
+    pub fn resume(&self) -> Result<(), VmiError> {
+        self.driver.resume()
+    }
+
+    /// Stops all vCPUs until the guard goes, in a panic too.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::pause`].
+    pub fn pause_guard(&self) -> Result<PauseGuard<'_, Driver>, VmiError> {
+        self.driver.pause()?;
+        Ok(PauseGuard(self))
+    }
+
+    /// A frame of the driver's choice.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::allocate_gfn`].
+    pub fn allocate_gfn(&self) -> Result<Gfn, VmiError> {
+        self.driver.allocate_gfn()
+    }
+
+    /// The next frame above the guest's memory, each one only once.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::allocate_gfn_at`].
+    pub fn allocate_next_available_gfn(&self) -> Result<Gfn, VmiError> {
+        let gfn = self.next_gfn.get();
+        self.driver.allocate_gfn_at(gfn)?;
+        self.next_gfn.set(gfn + 1);
+        Ok(gfn)
+    }
+
+    /// Gives a frame back.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::free_gfn`].
+    pub fn free_gfn(&self, gfn: Gfn) -> Result<(), VmiError> {
+        self.flush_gfn_cache_entry(gfn);
+        self.driver.free_gfn(gfn)
+    }
+
+    /// Makes a vCPU take an interrupt.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::inject_interrupt`].
+    pub fn inject_interrupt(
+        &self,
+        vcpu: VcpuId,
+        interrupt: <Driver::Architecture as Architecture>::Interrupt,
+    ) -> Result<(), VmiError> {
+        self.driver.inject_interrupt(vcpu, interrupt)
+    }
+
+    /// Takes back every change that outlives a session.
+    ///
+    /// # Errors
+    /// As [`VmiVmControl::reset_state`].
+    pub fn reset_state(&self) -> Result<(), VmiError> {
+        self.driver.reset_state()
+    }
+}
+
+impl<Driver: VmiEventControl> VmiCore<Driver> {
+    /// Starts reporting something.
+    ///
+    /// # Errors
+    /// As [`VmiEventControl::monitor_enable`].
+    pub fn monitor_enable(&self, option: <Driver::Architecture as Architecture>::EventMonitor) -> Result<(), VmiError> {
+        self.driver.monitor_enable(option)
+    }
+
+    /// Stops reporting something.
+    ///
+    /// # Errors
+    /// As [`VmiEventControl::monitor_disable`].
+    pub fn monitor_disable(
+        &self,
+        option: <Driver::Architecture as Architecture>::EventMonitor,
+    ) -> Result<(), VmiError> {
+        self.driver.monitor_disable(option)
+    }
+
+    /// How many events wait for an answer.
+    pub fn events_pending(&self) -> usize {
+        self.driver.events_pending()
+    }
+
+    /// What the driver itself needs for one event.
+    pub fn event_processing_overhead(&self) -> Duration {
+        self.driver.event_processing_overhead()
+    }
+
+    /// Lets the guest run until at least one event was answered. Both caches are flushed before each event, because the
+    /// guest ran.
+    ///
+    /// # Errors
+    /// As [`VmiEventControl::wait_for_event`].
+    pub fn wait_for_event<Handler>(&self, timeout: Duration, mut handler: Handler) -> Result<(), VmiError>
+    where
+        Handler: FnMut(&VmiEvent<Driver::Architecture>) -> VmiEventResponse<Driver::Architecture>,
+    {
+        let result = self.driver.wait_for_event(timeout, |event| {
+            self.flush_v2p_cache();
+            self.flush_gfn_cache();
+            handler(event)
+        });
+        self.flush_v2p_cache();
+        self.flush_gfn_cache();
+        result
+    }
+}
+
+/// Keeps the machine paused until it goes.
+pub struct PauseGuard<'a, Driver: VmiVmControl>(&'a VmiCore<Driver>);
+
+impl<Driver: VmiVmControl> Drop for PauseGuard<'_, Driver> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.resume() {
+            tracing::warn!(%error, "could not let the guest run again after a pause");
+        }
+    }
+}
