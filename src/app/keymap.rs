@@ -6,6 +6,8 @@
 use crokey::{KeyCombination, OneToThree};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use super::action::{ACTIONS, Action, Entry, Place};
+
 /// Reads the name of a key: `j`, `S`, `?`, `space`, `enter`, `pgup`, `ctrl-p`, `shift-tab`, `f1`.
 ///
 /// # Errors
@@ -71,4 +73,105 @@ fn normal(key: KeyCombination) -> KeyCombination {
         key.modifiers = KeyModifiers::SHIFT;
     }
     key
+}
+
+/// Which key means which action.
+#[derive(Clone, Debug)]
+pub struct Keymap {
+    bindings: Vec<(KeyCombination, &'static Entry)>,
+}
+
+impl Keymap {
+    /// The keys of the table, with those of a configuration in place of the named actions' own.
+    ///
+    /// # Errors
+    /// A sentence for an unknown action, an unknown key, or a key that would mean two things in one place.
+    pub fn new(rebound: &[(String, Vec<String>)]) -> Result<Self, String> {
+        if let Some((name, _)) = rebound.iter().find(|(name, _)| ACTIONS.iter().all(|entry| entry.name != name)) {
+            return Err(format!("there is no action '{name}'; docs/keys.md and the palette (:) list them"));
+        }
+        let mut bindings: Vec<(KeyCombination, &'static Entry)> = Vec::new();
+        for entry in ACTIONS {
+            let keys = match rebound.iter().find(|(name, _)| name == entry.name) {
+                Some((_, keys)) => keys.iter().map(|key| parse(key)).collect::<Result<Vec<_>, _>>()?,
+                None => entry.keys.iter().map(|key| parse(key)).collect::<Result<Vec<_>, _>>()?,
+            };
+            for key in keys {
+                if let Some((_, other)) = bindings.iter().find(|(taken, other)| *taken == key && clash(other, entry)) {
+                    return Err(format!(
+                        "the key {} is bound to both '{}' and '{}'; give one of them another key",
+                        name(key),
+                        other.name,
+                        entry.name
+                    ));
+                }
+                bindings.push((key, entry));
+            }
+        }
+        Ok(Self { bindings })
+    }
+
+    /// What a key means in a place; the action that is for fewer places goes before one that is for more.
+    pub fn lookup(&self, key: KeyCombination, place: Place) -> Option<&'static Entry> {
+        let here = self.bindings.iter().filter(|(bound, entry)| *bound == key && entry.places.contains(&place));
+        here.map(|&(_, entry)| entry).min_by_key(|entry| entry.places.len())
+    }
+
+    /// The names of an action's keys, the first one to be shown first.
+    pub fn keys_of(&self, action: Action) -> impl Iterator<Item = String> {
+        self.bindings.iter().filter(move |(_, entry)| entry.action == action).map(|&(key, _)| name(key))
+    }
+}
+
+/// Whether one key cannot mean both: they meet in a place and neither is for fewer places than the other.
+fn clash(one: &Entry, other: &Entry) -> bool {
+    one.action != other.action
+        && one.places.len() == other.places.len()
+        && one.places.iter().any(|place| other.places.contains(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_key_has_one_meaning_and_a_name_that_reads_back() {
+        let keymap = Keymap::new(&[]).expect("the table itself");
+        for (key, entry) in &keymap.bindings {
+            assert_eq!(parse(&name(*key)), Ok(*key), "{}", entry.name);
+            assert_eq!(entry.action.entry().name, entry.name);
+        }
+    }
+
+    #[test]
+    fn a_key_means_what_is_nearest() {
+        let keymap = Keymap::new(&[]).expect("the table itself");
+        let meaning = |key: &str, place| parse(key).ok().and_then(|key| keymap.lookup(key, place)).map(|e| e.action);
+        assert_eq!(meaning("q", Place::Events), Some(Action::Quit));
+        assert_eq!(meaning("q", Place::Popup), Some(Action::Close));
+        assert_eq!(meaning("S", Place::Events), Some(Action::SortReverse));
+        assert_eq!(meaning("space", Place::Events), None);
+    }
+
+    #[test]
+    fn keys_are_rebound_by_name_and_conflicts_are_told() {
+        let bind = |name: &str, key: &str| Keymap::new(&[(name.into(), vec![key.into()])]);
+        let keymap = bind("quit", "ctrl-q").expect("a free key");
+        assert_eq!(keymap.keys_of(Action::Quit).collect::<Vec<_>>(), ["ctrl-q"]);
+        assert!(
+            bind("quit", "z").is_ok_and(|k| k.lookup(typed('z'), Place::Log).map(|e| e.action) == Some(Action::Zoom))
+        );
+        assert!(bind("zoom", "j").is_ok());
+        assert!(bind("page-down", "j").is_err_and(|e| e.contains("'down' and 'page-down'")));
+        assert!(bind("explode", "x").is_err_and(|e| e.contains("no action 'explode'")));
+        assert!(bind("quit", "hyper").is_err_and(|e| e.contains("'hyper' is not the name of a key")));
+    }
+
+    #[test]
+    fn shift_counts_for_letters_only() {
+        assert_eq!(pressed(KeyEvent::new(KeyCode::Char('?'), KeyModifiers::SHIFT)), typed('?'));
+        assert_eq!(pressed(KeyEvent::new(KeyCode::Char('S'), KeyModifiers::NONE)), typed('S'));
+        assert_eq!(name(typed('É')), "É");
+        assert_eq!(parse("shift-tab").map(name).as_deref(), Ok("shift-tab"));
+    }
 }

@@ -5,6 +5,8 @@
 //! state of the screen, without any I/O), then `event_loop` (the only place that reads input, talks to the engine
 //! and draws); `headless` runs the same loop without a terminal.
 
+pub mod action;
 pub mod keymap;
+pub mod logging;
 pub mod screenshot;
 pub mod script;

@@ -1,0 +1,251 @@
+//! The one table of what a user can do.
+//!
+//! A key, its footer label, its line in the help, its palette entry, its name in a configuration and its
+//! documentation (`docs/keys.md`) all come from [`ACTIONS`]. What an action does is in [`super::update`].
+
+use std::fmt::Write;
+
+use crate::engine::snapshot::{Capability, Snapshot};
+
+/// Where the focus is: what keys can mean depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The process list.
+    Processes,
+    /// The breakpoints.
+    Breakpoints,
+    /// The monitored addresses.
+    Tables,
+    /// The missing pages.
+    Faults,
+    /// What happened.
+    Events,
+    /// The program's own log.
+    Log,
+    /// A popup with a detail.
+    Popup,
+}
+
+impl Place {
+    /// All of them, in the order in which they are documented.
+    pub const ALL: &[Self] =
+        &[Self::Processes, Self::Breakpoints, Self::Tables, Self::Faults, Self::Events, Self::Log, Self::Popup];
+
+    /// How the documentation calls it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Processes => "Processes",
+            Self::Breakpoints => "Breakpoints",
+            Self::Tables => "Page tables",
+            Self::Faults => "Faults",
+            Self::Events => "Events",
+            Self::Log => "Log",
+            Self::Popup => "Detail",
+        }
+    }
+}
+
+use Place::{Breakpoints, Events, Faults, Log, Popup, Processes, Tables};
+
+const EVERYWHERE: &[Place] = Place::ALL;
+const PANES: &[Place] = &[Processes, Breakpoints, Tables, Faults, Events, Log];
+const LISTS: &[Place] = &[Processes, Breakpoints, Tables, Faults, Events];
+const SCROLLED: &[Place] = &[Processes, Breakpoints, Tables, Faults, Events, Log, Popup];
+
+/// Something that a user can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the table below says what each one is")]
+pub enum Action {
+    Down,
+    Up,
+    PageDown,
+    PageUp,
+    Home,
+    End,
+    FocusProcesses,
+    FocusBreakpoints,
+    FocusTables,
+    FocusFaults,
+    FocusEvents,
+    FocusLog,
+    FocusNext,
+    FocusPrevious,
+    Zoom,
+    Detail,
+    Close,
+    Toggle,
+    Add,
+    Delete,
+    InjectFault,
+    SuppressFault,
+    RetryFault,
+    ClearFault,
+    RequestPage,
+    Filter,
+    ClearFilter,
+    Sort,
+    SortReverse,
+    Tree,
+    Copy,
+    PauseGuest,
+    Step,
+    Freeze,
+    Back,
+    Forward,
+    Refresh,
+    Help,
+    Palette,
+    Redraw,
+    Suspend,
+    Quit,
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Entry {
+    /// The action.
+    pub action: Action,
+    /// Its name in a configuration.
+    pub name: &'static str,
+    /// Its keys by default, the first one is shown.
+    pub keys: &'static [&'static str],
+    /// Its label in the footer.
+    pub short: &'static str,
+    /// Its line in the help, the palette and the documentation.
+    pub doc: &'static str,
+    /// Where it can be done.
+    pub places: &'static [Place],
+    /// What the driver must be able to do.
+    pub needs: Option<Capability>,
+    /// Whether it changes the guest, which a read-only run forbids.
+    pub changes_guest: bool,
+    /// Whether the footer shows it; the order there is the order here.
+    pub footer: bool,
+}
+
+impl Entry {
+    /// Whether the action is possible at all in this guest; the answer's error says why not.
+    pub fn available(&self, snapshot: &Snapshot) -> Result<(), String> {
+        if self.changes_guest && snapshot.read_only {
+            return Err(format!("{}: not in a read-only run; start vmscope without --read-only for it", self.name));
+        }
+        match self.needs {
+            Some(capability) => snapshot.can(capability).map_err(|why| format!("{}: {why}", self.name)),
+            None => Ok(()),
+        }
+    }
+}
+
+const fn entry(
+    action: Action,
+    name: &'static str,
+    keys: &'static [&'static str],
+    short: &'static str,
+    doc: &'static str,
+    places: &'static [Place],
+) -> Entry {
+    Entry { action, name, keys, short, doc, places, needs: None, changes_guest: false, footer: false }
+}
+
+impl Entry {
+    const fn needs(mut self, capability: Capability) -> Self {
+        self.needs = Some(capability);
+        self
+    }
+
+    const fn changes_guest(mut self) -> Self {
+        self.changes_guest = true;
+        self
+    }
+
+    const fn in_footer(mut self) -> Self {
+        self.footer = true;
+        self
+    }
+}
+
+/// Everything that can be done, in the order of help, palette and documentation.
+#[rustfmt::skip]
+pub const ACTIONS: &[Entry] = &[
+    entry(Action::Toggle, "toggle", &["space"], "toggle", "Take the breakpoint out of the guest and keep its row, or put it back", &[Breakpoints])
+        .needs(Capability::Breakpoints).changes_guest().in_footer(),
+    entry(Action::InjectFault, "inject-fault", &["i"], "inject", "Inject the page fault, so that the guest brings the page in", &[Faults])
+        .needs(Capability::FaultInjection).changes_guest().in_footer(),
+    entry(Action::SuppressFault, "suppress-fault", &["x"], "suppress", "Never ask for this page again", &[Faults]).in_footer(),
+    entry(Action::RetryFault, "retry-fault", &["r"], "retry", "Ask once more for a page that was suppressed", &[Faults]).in_footer(),
+    entry(Action::ClearFault, "clear-fault", &["c"], "clear", "Forget this fault", &[Faults]).in_footer(),
+    entry(Action::RequestPage, "request-page", &["g"], "request", "Ask for a page by symbol or address", &[Faults]).in_footer(),
+    entry(Action::Add, "add", &["a"], "add", "Set a breakpoint, or watch an address, by symbol or address", &[Breakpoints, Tables])
+        .in_footer(),
+    entry(Action::Delete, "delete", &["d", "delete"], "delete", "Take the breakpoint out, or stop watching the address, and forget it", &[Breakpoints, Tables])
+        .in_footer(),
+    entry(Action::Detail, "detail", &["enter"], "detail", "Show everything about the selected row", LISTS).in_footer(),
+    entry(Action::Filter, "filter", &["/"], "filter", "Show only rows that match a regular expression", PANES).in_footer(),
+    entry(Action::Sort, "sort", &["s"], "sort", "Sort by the next column", LISTS).in_footer(),
+    entry(Action::Tree, "tree", &["t"], "tree", "Show processes as a tree or as a flat list", &[Processes]).in_footer(),
+    entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run", EVERYWHERE)
+        .needs(Capability::Pause).changes_guest().in_footer(),
+    entry(Action::Step, "step", &["n"], "step", "Run one instruction of the first processor while the guest is paused", EVERYWHERE)
+        .needs(Capability::Step).changes_guest(),
+    entry(Action::Freeze, "freeze", &["f"], "freeze view", "Hold the picture still while the guest runs on", EVERYWHERE).in_footer(),
+    entry(Action::Help, "help", &["?", "f1"], "help", "List all keys", EVERYWHERE).in_footer(),
+    entry(Action::Palette, "palette", &[":", "ctrl-p"], "palette", "Find an action by its name", EVERYWHERE).in_footer(),
+    entry(Action::Close, "close", &["esc", "q", "enter"], "close", "Close the popup", &[Popup]).in_footer(),
+    entry(Action::Quit, "quit", &["q", "ctrl-c"], "quit", "Take everything out of the guest and leave", EVERYWHERE).in_footer(),
+    entry(Action::FocusProcesses, "focus-processes", &["1"], "processes", "Go to the processes", PANES),
+    entry(Action::FocusBreakpoints, "focus-breakpoints", &["2"], "breakpoints", "Go to the breakpoints", PANES),
+    entry(Action::FocusTables, "focus-tables", &["3"], "tables", "Go to the page tables", PANES),
+    entry(Action::FocusFaults, "focus-faults", &["4"], "faults", "Go to the faults", PANES),
+    entry(Action::FocusEvents, "focus-events", &["5"], "events", "Go to the events", PANES),
+    entry(Action::FocusLog, "focus-log", &["6"], "log", "Go to the log", PANES),
+    entry(Action::FocusNext, "focus-next", &["tab"], "next pane", "Go to the next pane", PANES),
+    entry(Action::FocusPrevious, "focus-previous", &["shift-tab"], "previous pane", "Go to the previous pane", PANES),
+    entry(Action::Zoom, "zoom", &["z"], "zoom", "Give the whole screen to one pane, or share it again", PANES),
+    entry(Action::Down, "down", &["j", "down"], "down", "One row down", SCROLLED),
+    entry(Action::Up, "up", &["k", "up"], "up", "One row up", SCROLLED),
+    entry(Action::PageDown, "page-down", &["pgdn", "ctrl-f"], "page down", "One page down", SCROLLED),
+    entry(Action::PageUp, "page-up", &["pgup", "ctrl-b"], "page up", "One page up", SCROLLED),
+    entry(Action::Home, "home", &["home"], "first", "To the first row", SCROLLED),
+    entry(Action::End, "end", &["end", "G"], "last", "To the last row; in the events, follow the newest", SCROLLED),
+    entry(Action::ClearFilter, "clear-filter", &["esc"], "all rows", "Show all rows again", PANES),
+    entry(Action::SortReverse, "sort-reverse", &["S"], "reverse", "Turn the sort order round", LISTS),
+    entry(Action::Copy, "copy", &["y"], "copy", "Copy the selected row to the clipboard (also over ssh, where the terminal allows it)", LISTS),
+    entry(Action::Back, "back", &["["], "back", "Look at an earlier picture, up to the last minutes", EVERYWHERE),
+    entry(Action::Forward, "forward", &["]"], "forward", "Look at a later picture, in the end at the live one", EVERYWHERE),
+    entry(Action::Refresh, "refresh", &["ctrl-r"], "refresh", "Read everything from the guest again now", EVERYWHERE),
+    entry(Action::Redraw, "redraw", &["ctrl-l"], "redraw", "Draw the whole screen again", EVERYWHERE),
+    entry(Action::Suspend, "suspend", &["ctrl-z"], "suspend", "Go to the shell; fg comes back", EVERYWHERE),
+];
+
+impl Action {
+    /// Its line of the table.
+    pub fn entry(self) -> &'static Entry {
+        // The table holds every action (a test sees to it), so the first line is never the answer by accident.
+        ACTIONS.iter().find(|entry| entry.action == self).unwrap_or(&ACTIONS[0])
+    }
+}
+
+/// The text of `docs/keys.md`.
+pub fn keys_document() -> String {
+    let mut text = String::from(
+        "# Keys\n\nGenerated from the table of actions in `src/app/action.rs`. The name is what a configuration's \
+         `[keys]` section and the palette (`:`) know the action by.\n\n| Key | Name | What it does | Where |\n|---|---|---|---|\n",
+    );
+    for entry in ACTIONS {
+        let keys: Vec<String> = entry.keys.iter().map(|key| format!("`{key}`")).collect();
+        let places = if entry.places.len() == EVERYWHERE.len() {
+            "everywhere".to_owned()
+        } else if entry.places == PANES {
+            "every pane".to_owned()
+        } else {
+            entry.places.iter().map(|place| place.title()).collect::<Vec<_>>().join(", ")
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "| {} | `{}` | {} | {places} |", keys.join(" "), entry.name, entry.doc);
+    }
+    text.push_str(
+        "\nWhile text is typed (filter, symbol, help, palette): `enter` takes it, `tab` takes the completion, \
+         `up` and `down` choose, `esc` gives it up.\n",
+    );
+    text
+}
