@@ -1,0 +1,201 @@
+// The test guest's own program: small, exact loads whose effects a test can predict.
+//
+// Linked statically and started from busybox's shell. Every subcommand does its work and nothing else: static glibc
+// opens no file at start, so `work open 100` is exactly 100 openat calls. Long-running subcommands print one line
+// (`ready ...`) once what they promise exists, and end when their standard input does or when they are killed.
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+// Where `map` maps its page: alone in its page-directory-pointer entry, so mapping it fills in every lower level.
+#define MAP_ADDRESS ((void *)0x10000000000UL)
+// What `touch` writes at the start of that page.
+#define MAP_CONTENT "vmscope guest page"
+
+static void fail(const char *what) {
+    fprintf(stderr, "work: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void say(const char *line) {
+    puts(line);
+    fflush(stdout);
+}
+
+// Reads one line without its end; false at the end of standard input.
+static int read_command(char *line, int size) {
+    if (!fgets(line, size, stdin)) return 0;
+    line[strcspn(line, "\n")] = 0;
+    return 1;
+}
+
+// Keeps what was set up alive until standard input ends or says `exit`.
+static void hold(void) {
+    char line[64];
+    while (read_command(line, sizeof line) && strcmp(line, "exit")) {}
+}
+
+// Opens one path N times; says how long it took and how many calls succeeded.
+static void work_open(long count) {
+    long opened = 0;
+    double start = now();
+    for (long i = 0; i < count; i++) {
+        int fd = openat(AT_FDCWD, "/etc/passwd", O_RDONLY);
+        if (fd >= 0) {
+            opened++;
+            close(fd);
+        }
+    }
+    printf("open %.6f s %ld\n", now() - start, opened);
+}
+
+// Maps, touches, drops and unmaps one page at a known address, a step for each line read.
+static void work_map(void) {
+    char line[64];
+    long page = sysconf(_SC_PAGESIZE);
+    printf("ready %d %p\n", getpid(), MAP_ADDRESS);
+    fflush(stdout);
+    while (read_command(line, sizeof line)) {
+        if (!strcmp(line, "map")) {
+            void *at = mmap(MAP_ADDRESS, page, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+            if (at != MAP_ADDRESS) fail("map");
+            say("mapped");
+        } else if (!strcmp(line, "touch")) {
+            strcpy(MAP_ADDRESS, MAP_CONTENT);
+            say("touched");
+        } else if (!strcmp(line, "drop")) {
+            if (madvise(MAP_ADDRESS, page, MADV_DONTNEED)) fail("drop");
+            say("dropped");
+        } else if (!strcmp(line, "unmap")) {
+            if (munmap(MAP_ADDRESS, page)) fail("unmap");
+            say("unmapped");
+        } else if (!strcmp(line, "exit")) {
+            return;
+        } else {
+            say("unknown");
+        }
+    }
+}
+
+// Maps, touches and unmaps N times 16 pages: a load on page tables.
+static void work_mm(long count) {
+    long size = 16 * sysconf(_SC_PAGESIZE);
+    double start = now();
+    for (long i = 0; i < count; i++) {
+        char *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at == MAP_FAILED) fail("mm");
+        memset(at, 1, size);
+        munmap(at, size);
+    }
+    printf("mm %.6f s %ld\n", now() - start, count);
+}
+
+// Spins N rounds in user mode.
+static void work_cpu(long count) {
+    volatile unsigned long sum = 0;
+    double start = now();
+    for (long i = 0; i < count; i++) sum += i;
+    printf("cpu %.6f s %ld\n", now() - start, count);
+}
+
+// Forks N processes named sleeper-0, sleeper-1, ... which do nothing until this one ends.
+static void work_sleepers(long count) {
+    for (long i = 0; i < count; i++) {
+        pid_t parent = getpid(), child = fork();
+        if (child < 0) fail("fork");
+        if (child == 0) {
+            char name[32]; // the kernel keeps the first 15 characters
+            snprintf(name, sizeof name, "sleeper-%ld", i);
+            prctl(PR_SET_NAME, name);
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (getppid() != parent) _exit(0);
+            raise(SIGSTOP);
+            for (;;) pause();
+        }
+        // The child stops once it carries its name: after `ready` every name is in place.
+        int status;
+        if (waitpid(child, &status, WUNTRACED) != child) fail("wait");
+        kill(child, SIGCONT);
+    }
+    printf("ready %ld\n", count);
+    fflush(stdout);
+    hold();
+}
+
+// Starts and reaps processes as fast as it can: N of them, or without end for 0.
+static void work_churn(long count) {
+    say("ready");
+    for (long i = 0; count == 0 || i < count; i++) {
+        pid_t child = fork();
+        if (child < 0) fail("fork");
+        if (child == 0) {
+            prctl(PR_SET_NAME, "churn");
+            _exit(0);
+        }
+        waitpid(child, NULL, 0);
+    }
+    printf("churn %ld\n", count);
+}
+
+// Carries a name that would do harm to a terminal that shows it raw.
+static void work_hostile_name(void) {
+    prctl(PR_SET_NAME, "\x1b[31mx\x07\xff");
+    printf("ready %d\n", getpid());
+    fflush(stdout);
+    hold();
+}
+
+static void *wait_for_ever(void *unused) {
+    for (;;) pause();
+    return unused;
+}
+
+// One process with N threads besides the first.
+static void work_threads(long count) {
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 64 * 1024);
+    for (long i = 0; i < count; i++) {
+        pthread_t thread;
+        if (pthread_create(&thread, &small, wait_for_ever, NULL)) fail("thread");
+    }
+    printf("ready %d %ld\n", getpid(), count);
+    fflush(stdout);
+    hold();
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    long count = argc > 2 ? atol(argv[2]) : 0;
+    if (!strcmp(what, "open")) work_open(count);
+    else if (!strcmp(what, "map")) work_map();
+    else if (!strcmp(what, "mm")) work_mm(count);
+    else if (!strcmp(what, "cpu")) work_cpu(count);
+    else if (!strcmp(what, "sleepers")) work_sleepers(count);
+    else if (!strcmp(what, "churn")) work_churn(count);
+    else if (!strcmp(what, "hostile-name")) work_hostile_name();
+    else if (!strcmp(what, "threads")) work_threads(count);
+    else {
+        fputs("usage: work open N | map | mm N | cpu N | sleepers N | churn [N] | hostile-name | threads N\n", stderr);
+        return 2;
+    }
+    return 0;
+}
