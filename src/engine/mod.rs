@@ -14,6 +14,7 @@ pub mod driver;
 pub mod error;
 pub mod event;
 pub mod os;
+pub mod ptm;
 pub mod session;
 pub mod snapshot;
 pub mod symbols;
