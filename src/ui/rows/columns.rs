@@ -1,0 +1,111 @@
+//! The columns of each pane: their names, their widths, and which ones give way when there is no room.
+
+use crate::ui::state::{Column, PaneId};
+
+/// One column of a pane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColumnSpec {
+    /// What it shows; sorting uses the same name.
+    pub id: Column,
+    /// Its heading.
+    pub title: &'static str,
+    /// Its name in configuration and sort chooser.
+    pub name: &'static str,
+    /// Cells it needs.
+    pub width: u16,
+    /// Share of the room that is left over; 0 for a column of fixed width.
+    pub grow: u16,
+    /// Aligned to the right, as numbers are.
+    pub right: bool,
+    /// Columns with a larger number give way first; 0 never does. [`ColumnSpec::SORT_ONLY`] is never drawn.
+    pub rank: u8,
+}
+
+impl ColumnSpec {
+    /// Rank of what can be sorted by but is not drawn.
+    pub const SORT_ONLY: u8 = u8::MAX;
+
+    const fn new(id: Column, title: &'static str, name: &'static str, width: u16, rank: u8) -> Self {
+        Self { id, title, name, width, grow: 0, right: false, rank }
+    }
+
+    const fn grow(self, grow: u16) -> Self {
+        Self { grow, ..self }
+    }
+
+    const fn right(self) -> Self {
+        Self { right: true, ..self }
+    }
+}
+
+const PROCESSES: &[ColumnSpec] = &[
+    ColumnSpec::new(Column::Pid, "PID", "pid", 6, 0).right(),
+    ColumnSpec::new(Column::Ppid, "PPID", "ppid", 6, 5).right(),
+    ColumnSpec::new(Column::Name, "NAME", "name", 12, 0).grow(3),
+    ColumnSpec::new(Column::Uid, "UID", "uid", 5, 7).right(),
+    ColumnSpec::new(Column::Root, "ROOT", "root", 10, 6).right(),
+    ColumnSpec::new(Column::Threads, "THR", "threads", 4, 4).right(),
+    ColumnSpec::new(Column::Flags, "FLAGS", "flags", 8, 1),
+    ColumnSpec::new(Column::Time, "TIME", "time", 7, 2).right(),
+];
+
+const BREAKPOINTS: &[ColumnSpec] = &[
+    ColumnSpec::new(Column::State, "", "state", 1, 0),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 12, 0).grow(4),
+    ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 3).right(),
+    ColumnSpec::new(Column::Scope, "SCOPE", "scope", 6, 5),
+    ColumnSpec::new(Column::View, "VIEW", "view", 4, 8).right(),
+    ColumnSpec::new(Column::Physical, "PHYSICAL", "physical", 10, 7).right(),
+    ColumnSpec::new(Column::Tag, "TAG", "tag", 8, 6).grow(1),
+    ColumnSpec::new(Column::Hits, "HITS", "hits", 8, 1).right(),
+    ColumnSpec::new(Column::Rate, "RATE", "rate", 8, 4),
+    ColumnSpec::new(Column::Seq, "", "set", 0, ColumnSpec::SORT_ONLY),
+];
+
+const TABLES: &[ColumnSpec] = &[
+    ColumnSpec::new(Column::State, "", "state", 5, 0),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 10, 4).grow(3),
+    ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 0).right(),
+    ColumnSpec::new(Column::Process, "PROCESS", "process", 7, 5).right(),
+    ColumnSpec::new(Column::Root, "ROOT", "root", 10, 7).right(),
+    ColumnSpec::new(Column::View, "VIEW", "view", 4, 9).right(),
+    ColumnSpec::new(Column::Physical, "PHYSICAL", "physical", 10, 3).right(),
+    ColumnSpec::new(Column::PageSize, "SIZE", "size", 5, 6).right(),
+    ColumnSpec::new(Column::Tag, "TAG", "tag", 8, 8).grow(1),
+    ColumnSpec::new(Column::Changes, "CHG", "changes", 5, 1).right(),
+    ColumnSpec::new(Column::Time, "LAST", "last", 7, 2).right(),
+    ColumnSpec::new(Column::Seq, "", "added", 0, ColumnSpec::SORT_ONLY),
+];
+
+const FAULTS: &[ColumnSpec] = &[
+    ColumnSpec::new(Column::State, "STATE", "state", 12, 0),
+    ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 0).right(),
+    ColumnSpec::new(Column::Process, "PROCESS", "process", 7, 4).right(),
+    ColumnSpec::new(Column::Root, "ROOT", "root", 10, 6).right(),
+    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 10, 2).grow(2),
+    ColumnSpec::new(Column::Attempts, "TRY", "attempts", 3, 3).right(),
+    ColumnSpec::new(Column::Time, "AGE", "age", 7, 1).right(),
+    ColumnSpec::new(Column::Note, "NOTE", "note", 16, 5).grow(4),
+    ColumnSpec::new(Column::Seq, "", "asked", 0, ColumnSpec::SORT_ONLY),
+];
+
+const EVENTS: &[ColumnSpec] = &[
+    ColumnSpec::new(Column::Time, "TIME", "time", 12, 1).right(),
+    ColumnSpec::new(Column::Kind, "KIND", "kind", 13, 2),
+    ColumnSpec::new(Column::Vcpu, "CPU", "vcpu", 3, 4).right(),
+    ColumnSpec::new(Column::Process, "PROCESS", "process", 18, 3),
+    ColumnSpec::new(Column::Text, "WHAT", "text", 16, 0).grow(1),
+    ColumnSpec::new(Column::Seq, "", "seq", 0, ColumnSpec::SORT_ONLY),
+];
+
+/// The columns of a pane, left to right; the log has none.
+pub const fn columns(pane: PaneId) -> &'static [ColumnSpec] {
+    match pane {
+        PaneId::Processes => PROCESSES,
+        PaneId::Breakpoints => BREAKPOINTS,
+        PaneId::Tables => TABLES,
+        PaneId::Faults => FAULTS,
+        PaneId::Events => EVENTS,
+        PaneId::Log => &[],
+    }
+}
