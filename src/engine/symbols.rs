@@ -3,9 +3,20 @@
 //! Immutable once built, shared by `Arc` between the engine and every snapshot. The text of all names is one
 //! allocation, so that the 150,000 symbols of a Linux kernel cost a few MiB and build in milliseconds.
 
-use std::collections::HashMap;
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::OnceLock,
+};
 
 use super::addr::Va;
+
+/// One symbol: where its name lies in the table's text.
+#[derive(Clone, Copy)]
+struct Entry {
+    va: Va,
+    start: u32,
+    length: u32,
+}
 
 /// The symbols of one guest's kernel (and later of its modules).
 ///
@@ -14,39 +25,136 @@ use super::addr::Va;
 pub struct SymbolTable {
     /// All names, one behind the other.
     text: String,
-    /// `(address, start in text, length)`, sorted by address, then by name.
-    by_address: Vec<(Va, u32, u32)>,
-    /// Indices into `by_address`, sorted by name.
-    by_name: Vec<u32>,
-    /// Unqualified name → index of the first symbol that has it.
-    short: HashMap<String, u32>,
+    /// Sorted by address, then by name.
+    by_address: Vec<Entry>,
+    /// Whole name → index.
+    whole: NameIndex,
+    /// Name behind the `!` of a qualified one → index.
+    bare: NameIndex,
+    /// Indices into `by_address`, sorted by name; made when it is first asked for, because only completion needs it.
+    by_name: OnceLock<Vec<u32>>,
+}
+
+/// Collects the symbols of a [`SymbolTable`] with one copy of each name and no allocation of its own per symbol.
+#[derive(Default)]
+pub struct SymbolTableBuilder {
+    text: String,
+    entries: Vec<Entry>,
+}
+
+impl SymbolTableBuilder {
+    /// A builder with room for so many symbols with so many bytes of names.
+    pub fn with_capacity(symbols: usize, text: usize) -> Self {
+        Self { text: String::with_capacity(text), entries: Vec::with_capacity(symbols) }
+    }
+
+    /// Adds a symbol whose name is these parts, one behind the other. Beyond 4 GiB of names symbols are dropped.
+    #[inline]
+    pub fn push<'a>(&mut self, va: Va, parts: impl IntoIterator<Item = &'a str>) {
+        let start = self.text.len();
+        for part in parts {
+            self.text.push_str(part);
+        }
+        match (u32::try_from(start), u32::try_from(self.text.len())) {
+            (Ok(start), Ok(end)) => self.entries.push(Entry { va, start, length: end - start }),
+            _ => self.text.truncate(start),
+        }
+    }
+
+    /// The table. Symbols that came in order of address cost no sorting.
+    pub fn build(mut self) -> SymbolTable {
+        let name = |entry: &Entry| name_in(&self.text, *entry);
+        self.entries.sort_by_key(|entry| entry.va);
+        for same in self.entries.chunk_by_mut(|a, b| a.va == b.va) {
+            if same.len() > 1 {
+                same.sort_by(|a, b| name(a).cmp(name(b)));
+            }
+        }
+        let qualified = self.text.contains('!');
+        let mut table = SymbolTable { text: self.text, by_address: self.entries, ..SymbolTable::default() };
+        table.whole = NameIndex::new(table.by_address.len());
+        table.bare = NameIndex::new(if qualified { table.by_address.len() } else { 0 });
+        let (mut whole, mut bare) = (std::mem::take(&mut table.whole), std::mem::take(&mut table.bare));
+        for i in 0..table.by_address.len() as u32 {
+            let name = table.name_at(i);
+            whole.insert(name, i, |other| table.name_at(other));
+            if qualified && let Some((_, short)) = name.split_once('!') {
+                bare.insert(short, i, |other| bare_name(table.name_at(other)));
+            }
+        }
+        SymbolTable { whole, bare, ..table }
+    }
+}
+
+fn name_in(text: &str, entry: Entry) -> &str {
+    text.get(entry.start as usize..entry.start as usize + entry.length as usize).unwrap_or("")
+}
+
+fn bare_name(name: &str) -> &str {
+    name.split_once('!').map_or(name, |(_, bare)| bare)
+}
+
+/// Name → index by open addressing. The names themselves stay in the table's text.
+#[derive(Default)]
+struct NameIndex {
+    /// Index plus one; 0 is free. A power of two of slots, at most half of them used.
+    slots: Vec<u32>,
+    /// Different in every run, so that a guest cannot choose names that collide.
+    seed: u64,
+}
+
+impl NameIndex {
+    fn new(names: usize) -> Self {
+        let slots = if names == 0 { 0 } else { (names * 2).next_power_of_two() };
+        Self { slots: vec![0; slots], seed: RandomState::new().build_hasher().finish() }
+    }
+
+    /// Where the search for a name begins: a multiplicative hash over words of eight bytes.
+    #[inline]
+    fn hash(&self, name: &str) -> usize {
+        let (words, rest) = name.as_bytes().as_chunks::<8>();
+        let last = rest.iter().fold(name.len() as u64, |value, &byte| (value << 8) | u64::from(byte));
+        let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let hash = words.iter().fold(self.seed, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+        let hash = mix(hash, last);
+        (hash ^ (hash >> 32)) as usize
+    }
+
+    /// The slots in the order in which a name looks for its own.
+    #[inline]
+    fn probe(&self, name: &str) -> impl Iterator<Item = usize> + use<> {
+        let (mask, first) = (self.slots.len().wrapping_sub(1), self.hash(name));
+        (0..self.slots.len()).map(move |step| first.wrapping_add(step) & mask)
+    }
+
+    /// Adds a name unless it is there already.
+    #[inline]
+    fn insert<'a>(&mut self, name: &str, index: u32, name_of: impl Fn(u32) -> &'a str) {
+        for at in self.probe(name) {
+            match self.slots.get_mut(at) {
+                Some(slot) if *slot == 0 => {
+                    *slot = index + 1;
+                    return;
+                }
+                Some(slot) if name_of(*slot - 1) == name => return,
+                _ => {}
+            }
+        }
+    }
+
+    fn get<'a>(&self, name: &str, name_of: impl Fn(u32) -> &'a str) -> Option<u32> {
+        self.probe(name).map_while(|at| self.slots.get(at)?.checked_sub(1)).find(|&index| name_of(index) == name)
+    }
 }
 
 impl SymbolTable {
     /// Builds a table. Where a name occurs twice, [`SymbolTable::lookup`] answers the lowest address.
     pub fn new<S: AsRef<str>>(symbols: impl IntoIterator<Item = (S, Va)>) -> Self {
-        let mut text = String::new();
-        let mut by_address = Vec::new();
+        let mut builder = SymbolTableBuilder::default();
         for (name, va) in symbols {
-            let name = name.as_ref();
-            let (Ok(start), Ok(length)) = (u32::try_from(text.len()), u32::try_from(name.len())) else {
-                break;
-            };
-            text.push_str(name);
-            by_address.push((va, start, length));
+            builder.push(va, [name.as_ref()]);
         }
-        let slice = |s: u32, l: u32| text.get(s as usize..(s as usize + l as usize)).unwrap_or("");
-        by_address.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| slice(a.1, a.2).cmp(slice(b.1, b.2))));
-        let mut by_name: Vec<u32> = (0..by_address.len() as u32).collect();
-        let name_of = |i: u32| by_address.get(i as usize).map_or("", |&(_, s, l)| slice(s, l));
-        by_name.sort_by(|&a, &b| name_of(a).cmp(name_of(b)).then(a.cmp(&b)));
-        let mut short = HashMap::new();
-        for (i, &(_, s, l)) in by_address.iter().enumerate() {
-            if let Some((_, bare)) = slice(s, l).split_once('!') {
-                short.entry(bare.to_owned()).or_insert(i as u32);
-            }
-        }
-        Self { text, by_address, by_name, short }
+        builder.build()
     }
 
     /// How many symbols there are.
@@ -60,33 +168,53 @@ impl SymbolTable {
     }
 
     fn name_at(&self, index: u32) -> &str {
-        self.by_address
-            .get(index as usize)
-            .and_then(|&(_, s, l)| self.text.get(s as usize..s as usize + l as usize))
-            .unwrap_or("")
+        self.by_address.get(index as usize).map_or("", |&entry| name_in(&self.text, entry))
     }
 
     fn address_at(&self, index: u32) -> Va {
-        self.by_address.get(index as usize).map_or(Va(0), |entry| entry.0)
+        self.by_address.get(index as usize).map_or(Va(0), |entry| entry.va)
+    }
+
+    fn by_name(&self) -> &[u32] {
+        self.by_name.get_or_init(|| {
+            // The first bytes as a number settle nearly every comparison without a visit to the text.
+            let key = |i: u32| {
+                let mut first = [0; 8];
+                for (to, from) in first.iter_mut().zip(self.name_at(i).bytes()) {
+                    *to = from;
+                }
+                (u64::from_be_bytes(first), i)
+            };
+            let mut order: Vec<(u64, u32)> = (0..self.by_address.len() as u32).map(key).collect();
+            order.sort_unstable_by(|a, b| {
+                a.0.cmp(&b.0).then_with(|| self.name_at(a.1).cmp(self.name_at(b.1))).then(a.1.cmp(&b.1))
+            });
+            order.into_iter().map(|(_, i)| i).collect()
+        })
     }
 
     /// The address of a symbol by its name, qualified or bare, exact.
     pub fn lookup(&self, name: &str) -> Option<Va> {
-        let at = self.by_name.partition_point(|&i| self.name_at(i) < name);
-        match self.by_name.get(at) {
-            Some(&i) if self.name_at(i) == name => Some(self.address_at(i)),
-            _ => self.short.get(name).map(|&i| self.address_at(i)),
-        }
+        let index = self
+            .whole
+            .get(name, |i| self.name_at(i))
+            .or_else(|| self.bare.get(name, |i| bare_name(self.name_at(i))))?;
+        Some(self.address_at(index))
     }
 
     /// The symbol at or before `va` and the distance to it in bytes; `None` before the first one.
     pub fn nearest(&self, va: Va) -> Option<(&str, u64)> {
-        let after = self.by_address.partition_point(|entry| entry.0 <= va);
+        let after = self.by_address.partition_point(|entry| entry.va <= va);
         let last = after.checked_sub(1)?;
-        let address = self.by_address.get(last)?.0;
+        let address = self.by_address.get(last)?.va;
         // Several names at one address: the first in order of name, always the same one.
-        let first = self.by_address.partition_point(|entry| entry.0 < address);
+        let first = self.by_address.partition_point(|entry| entry.va < address);
         Some((self.name_at(first as u32), va - address))
+    }
+
+    /// The first address behind `va` that has a symbol.
+    pub fn next_after(&self, va: Va) -> Option<Va> {
+        self.by_address.get(self.by_address.partition_point(|entry| entry.va <= va)).map(|entry| entry.va)
     }
 
     /// `name` or `name+0x1f` for an address that lies no more than `reach` bytes behind a symbol.
@@ -102,10 +230,10 @@ impl SymbolTable {
     pub fn complete(&self, prefix: &str, limit: usize) -> Vec<&str> {
         let mut found: Vec<&str> = Vec::new();
         if prefix.is_empty() {
-            return self.by_name.iter().take(limit).map(|&i| self.name_at(i)).collect();
+            return self.by_name().iter().take(limit).map(|&i| self.name_at(i)).collect();
         }
-        let from = self.by_name.partition_point(|&i| self.name_at(i) < prefix);
-        for &i in self.by_name.iter().skip(from) {
+        let from = self.by_name().partition_point(|&i| self.name_at(i) < prefix);
+        for &i in self.by_name().iter().skip(from) {
             let name = self.name_at(i);
             if found.len() >= limit || !name.starts_with(prefix) {
                 break;
@@ -113,12 +241,12 @@ impl SymbolTable {
             found.push(name);
         }
         for wanted in [0, 1] {
-            for &i in &self.by_name {
+            for &i in self.by_name() {
                 if found.len() >= limit {
                     return found;
                 }
                 let name = self.name_at(i);
-                let bare = name.split_once('!').map_or(name, |(_, bare)| bare);
+                let bare = bare_name(name);
                 let matches = if wanted == 0 { bare.starts_with(prefix) } else { name.contains(prefix) };
                 if matches && !found.contains(&name) {
                     found.push(name);
@@ -166,6 +294,30 @@ mod tests {
         assert_eq!(table.nearest(Va(0x1fff)), None);
         assert_eq!(table.describe(Va(0x3000), 0).as_deref(), Some("nt!NtOpenFile"));
         assert_eq!(table.describe(Va(0x4000), 0x100), None);
+    }
+
+    #[test]
+    fn of_two_symbols_with_one_name_the_lower_counts() {
+        let table = SymbolTable::new([("b", Va(0x20)), ("a", Va(0x30)), ("a", Va(0x10)), ("m!a", Va(0x5))]);
+        assert_eq!(table.lookup("a"), Some(Va(0x10)));
+        assert_eq!(table.lookup("m!a"), Some(Va(0x5)));
+        assert_eq!(table.iter().map(|(_, va)| va.0).collect::<Vec<_>>(), [0x5, 0x10, 0x20, 0x30]);
+        assert_eq!(table.next_after(Va(0x10)), Some(Va(0x20)));
+        assert_eq!(SymbolTable::default().lookup("a"), None);
+    }
+
+    #[test]
+    fn a_builder_joins_parts_and_finds_every_name() {
+        let mut builder = SymbolTableBuilder::with_capacity(1000, 0);
+        for i in 0..1000u64 {
+            builder.push(Va(i / 3), ["sys_", &i.to_string()]);
+        }
+        let table = builder.build();
+        assert_eq!(table.len(), 1000);
+        for i in 0..1000 {
+            assert_eq!(table.lookup(&format!("sys_{i}")), Some(Va(i / 3)));
+        }
+        assert_eq!(table.nearest(Va(1)), Some(("sys_3", 0)));
     }
 
     #[test]
