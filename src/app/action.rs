@@ -5,52 +5,41 @@
 
 use std::fmt::Write;
 
-use crate::engine::snapshot::{Capability, Snapshot};
+use crate::{
+    engine::snapshot::{Capability, Snapshot},
+    ui::state::PaneId,
+};
 
 /// Where the focus is: what keys can mean depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
-    /// The process list.
-    Processes,
-    /// The breakpoints.
-    Breakpoints,
-    /// The monitored addresses.
-    Tables,
-    /// The missing pages.
-    Faults,
-    /// What happened.
-    Events,
-    /// The program's own log.
-    Log,
-    /// A popup with a detail.
+    /// One of the panes.
+    Pane(PaneId),
+    /// A popup that is read, not typed into.
     Popup,
 }
 
 impl Place {
-    /// All of them, in the order in which they are documented.
-    pub const ALL: &[Self] =
-        &[Self::Processes, Self::Breakpoints, Self::Tables, Self::Faults, Self::Events, Self::Log, Self::Popup];
-
     /// How the documentation calls it.
     pub const fn title(self) -> &'static str {
         match self {
-            Self::Processes => "Processes",
-            Self::Breakpoints => "Breakpoints",
-            Self::Tables => "Page tables",
-            Self::Faults => "Faults",
-            Self::Events => "Events",
-            Self::Log => "Log",
-            Self::Popup => "Detail",
+            Self::Pane(pane) => pane.title(),
+            Self::Popup => "Popups",
         }
     }
 }
 
-use Place::{Breakpoints, Events, Faults, Log, Popup, Processes, Tables};
+const PROCESSES: Place = Place::Pane(PaneId::Processes);
+const BREAKPOINTS: Place = Place::Pane(PaneId::Breakpoints);
+const TABLES: Place = Place::Pane(PaneId::Tables);
+const FAULTS: Place = Place::Pane(PaneId::Faults);
+const EVENTS: Place = Place::Pane(PaneId::Events);
+const LOG: Place = Place::Pane(PaneId::Log);
+const POPUP: Place = Place::Popup;
 
-const EVERYWHERE: &[Place] = Place::ALL;
-const PANES: &[Place] = &[Processes, Breakpoints, Tables, Faults, Events, Log];
-const LISTS: &[Place] = &[Processes, Breakpoints, Tables, Faults, Events];
-const SCROLLED: &[Place] = &[Processes, Breakpoints, Tables, Faults, Events, Log, Popup];
+const EVERYWHERE: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG, POPUP];
+const PANES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG];
+const LISTS: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS];
 
 /// Something that a user can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,6 +75,8 @@ pub enum Action {
     Sort,
     SortReverse,
     Tree,
+    Mark,
+    Memory,
     Copy,
     PauseGuest,
     Step,
@@ -167,22 +158,22 @@ impl Entry {
 /// Everything that can be done, in the order of help, palette and documentation.
 #[rustfmt::skip]
 pub const ACTIONS: &[Entry] = &[
-    entry(Action::Toggle, "toggle", &["space"], "toggle", "Take the breakpoint out of the guest and keep its row, or put it back", &[Breakpoints])
+    entry(Action::Toggle, "toggle", &["space"], "toggle", "Take the breakpoint out of the guest and keep its row, or put it back", &[BREAKPOINTS])
         .needs(Capability::Breakpoints).changes_guest().in_footer(),
-    entry(Action::InjectFault, "inject-fault", &["i"], "inject", "Inject the page fault, so that the guest brings the page in", &[Faults])
+    entry(Action::InjectFault, "inject-fault", &["i"], "inject", "Inject the page fault, so that the guest brings the page in", &[FAULTS])
         .needs(Capability::FaultInjection).changes_guest().in_footer(),
-    entry(Action::SuppressFault, "suppress-fault", &["x"], "suppress", "Never ask for this page again", &[Faults]).in_footer(),
-    entry(Action::RetryFault, "retry-fault", &["r"], "retry", "Ask once more for a page that was suppressed", &[Faults]).in_footer(),
-    entry(Action::ClearFault, "clear-fault", &["c"], "clear", "Forget this fault", &[Faults]).in_footer(),
-    entry(Action::RequestPage, "request-page", &["g"], "request", "Ask for a page by symbol or address", &[Faults]).in_footer(),
-    entry(Action::Add, "add", &["a"], "add", "Set a breakpoint, or watch an address, by symbol or address", &[Breakpoints, Tables])
+    entry(Action::SuppressFault, "suppress-fault", &["x"], "suppress", "Never ask for this page again", &[FAULTS]).in_footer(),
+    entry(Action::RetryFault, "retry-fault", &["r"], "retry", "Ask once more for a page that was suppressed", &[FAULTS]).in_footer(),
+    entry(Action::ClearFault, "clear-fault", &["c"], "clear", "Forget this fault", &[FAULTS]).in_footer(),
+    entry(Action::RequestPage, "request-page", &["g"], "request", "Ask for a page by symbol or address", &[FAULTS]).in_footer(),
+    entry(Action::Add, "add", &["a"], "add", "Set a breakpoint, or watch an address, by symbol or address", &[BREAKPOINTS, TABLES])
         .in_footer(),
-    entry(Action::Delete, "delete", &["d", "delete"], "delete", "Take the breakpoint out, or stop watching the address, and forget it", &[Breakpoints, Tables])
+    entry(Action::Delete, "delete", &["d", "delete"], "delete", "Take the breakpoint out, or stop watching the address, and forget it", &[BREAKPOINTS, TABLES])
         .in_footer(),
     entry(Action::Detail, "detail", &["enter"], "detail", "Show everything about the selected row", LISTS).in_footer(),
     entry(Action::Filter, "filter", &["/"], "filter", "Show only rows that match a regular expression", PANES).in_footer(),
     entry(Action::Sort, "sort", &["s"], "sort", "Sort by the next column", LISTS).in_footer(),
-    entry(Action::Tree, "tree", &["t"], "tree", "Show processes as a tree or as a flat list", &[Processes]).in_footer(),
+    entry(Action::Tree, "tree", &["t"], "tree", "Show processes as a tree or as a flat list", &[PROCESSES]).in_footer(),
     entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run", EVERYWHERE)
         .needs(Capability::Pause).changes_guest().in_footer(),
     entry(Action::Step, "step", &["n"], "step", "Run one instruction of the first processor while the guest is paused", EVERYWHERE)
@@ -190,7 +181,7 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::Freeze, "freeze", &["f"], "freeze view", "Hold the picture still while the guest runs on", EVERYWHERE).in_footer(),
     entry(Action::Help, "help", &["?", "f1"], "help", "List all keys", EVERYWHERE).in_footer(),
     entry(Action::Palette, "palette", &[":", "ctrl-p"], "palette", "Find an action by its name", EVERYWHERE).in_footer(),
-    entry(Action::Close, "close", &["esc", "q", "enter"], "close", "Close the popup", &[Popup]).in_footer(),
+    entry(Action::Close, "close", &["esc", "q", "enter"], "close", "Close the popup", &[POPUP]).in_footer(),
     entry(Action::Quit, "quit", &["q", "ctrl-c"], "quit", "Take everything out of the guest and leave", EVERYWHERE).in_footer(),
     entry(Action::FocusProcesses, "focus-processes", &["1"], "processes", "Go to the processes", PANES),
     entry(Action::FocusBreakpoints, "focus-breakpoints", &["2"], "breakpoints", "Go to the breakpoints", PANES),
@@ -201,14 +192,17 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::FocusNext, "focus-next", &["tab"], "next pane", "Go to the next pane", PANES),
     entry(Action::FocusPrevious, "focus-previous", &["shift-tab"], "previous pane", "Go to the previous pane", PANES),
     entry(Action::Zoom, "zoom", &["z"], "zoom", "Give the whole screen to one pane, or share it again", PANES),
-    entry(Action::Down, "down", &["j", "down"], "down", "One row down", SCROLLED),
-    entry(Action::Up, "up", &["k", "up"], "up", "One row up", SCROLLED),
-    entry(Action::PageDown, "page-down", &["pgdn", "ctrl-f"], "page down", "One page down", SCROLLED),
-    entry(Action::PageUp, "page-up", &["pgup", "ctrl-b"], "page up", "One page up", SCROLLED),
-    entry(Action::Home, "home", &["home"], "first", "To the first row", SCROLLED),
-    entry(Action::End, "end", &["end", "G"], "last", "To the last row; in the events, follow the newest", SCROLLED),
+    entry(Action::Down, "down", &["j", "down"], "down", "One row down", EVERYWHERE),
+    entry(Action::Up, "up", &["k", "up"], "up", "One row up", EVERYWHERE),
+    entry(Action::PageDown, "page-down", &["pgdn", "ctrl-f"], "page down", "One page down", EVERYWHERE),
+    entry(Action::PageUp, "page-up", &["pgup", "ctrl-b"], "page up", "One page up", EVERYWHERE),
+    entry(Action::Home, "home", &["home"], "first", "To the first row", EVERYWHERE),
+    entry(Action::End, "end", &["end", "G"], "last", "To the last row; in the events, follow the newest", EVERYWHERE),
     entry(Action::ClearFilter, "clear-filter", &["esc"], "all rows", "Show all rows again", PANES),
     entry(Action::SortReverse, "sort-reverse", &["S"], "reverse", "Turn the sort order round", LISTS),
+    entry(Action::Mark, "mark", &["v"], "mark", "Mark the row, so that the next action is for all marked rows", &[BREAKPOINTS, TABLES, FAULTS]),
+    entry(Action::Memory, "memory", &["m"], "memory", "Look at memory and its instructions by symbol or address", PANES)
+        .needs(Capability::Read),
     entry(Action::Copy, "copy", &["y"], "copy", "Copy the selected row to the clipboard (also over ssh, where the terminal allows it)", LISTS),
     entry(Action::Back, "back", &["["], "back", "Look at an earlier picture, up to the last minutes", EVERYWHERE),
     entry(Action::Forward, "forward", &["]"], "forward", "Look at a later picture, in the end at the live one", EVERYWHERE),

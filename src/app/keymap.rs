@@ -111,28 +111,42 @@ impl Keymap {
         Ok(Self { bindings })
     }
 
-    /// What a key means in a place; the action that is for fewer places goes before one that is for more.
+    /// What a key means in a place; an action for this place goes before one for most places.
     pub fn lookup(&self, key: KeyCombination, place: Place) -> Option<&'static Entry> {
         let here = self.bindings.iter().filter(|(bound, entry)| *bound == key && entry.places.contains(&place));
-        here.map(|&(_, entry)| entry).min_by_key(|entry| entry.places.len())
+        here.map(|&(_, entry)| entry).min_by_key(|entry| is_general(entry))
+    }
+
+    /// An action's keys.
+    pub fn bound(&self, action: Action) -> impl Iterator<Item = KeyCombination> {
+        self.bindings.iter().filter(move |(_, entry)| entry.action == action).map(|&(key, _)| key)
     }
 
     /// The names of an action's keys, the first one to be shown first.
     pub fn keys_of(&self, action: Action) -> impl Iterator<Item = String> {
-        self.bindings.iter().filter(move |(_, entry)| entry.action == action).map(|&(key, _)| name(key))
+        self.bound(action).map(name)
     }
 }
 
-/// Whether one key cannot mean both: they meet in a place and neither is for fewer places than the other.
+/// Whether one key cannot mean both: they meet in a place, and neither is the special case there.
 fn clash(one: &Entry, other: &Entry) -> bool {
     one.action != other.action
-        && one.places.len() == other.places.len()
+        && is_general(one) == is_general(other)
         && one.places.iter().any(|place| other.places.contains(place))
+}
+
+/// Whether an action is for more than one or two places.
+fn is_general(entry: &Entry) -> bool {
+    entry.places.len() > 2
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ui::state::PaneId;
+
+    const PROCESSES: Place = Place::Pane(PaneId::Processes);
+    const EVENTS: Place = Place::Pane(PaneId::Events);
 
     #[test]
     fn every_default_key_has_one_meaning_and_a_name_that_reads_back() {
@@ -147,10 +161,10 @@ mod tests {
     fn a_key_means_what_is_nearest() {
         let keymap = Keymap::new(&[]).expect("the table itself");
         let meaning = |key: &str, place| parse(key).ok().and_then(|key| keymap.lookup(key, place)).map(|e| e.action);
-        assert_eq!(meaning("q", Place::Events), Some(Action::Quit));
+        assert_eq!(meaning("q", EVENTS), Some(Action::Quit));
         assert_eq!(meaning("q", Place::Popup), Some(Action::Close));
-        assert_eq!(meaning("S", Place::Events), Some(Action::SortReverse));
-        assert_eq!(meaning("space", Place::Events), None);
+        assert_eq!(meaning("S", EVENTS), Some(Action::SortReverse));
+        assert_eq!(meaning("space", EVENTS), None);
     }
 
     #[test]
@@ -158,10 +172,10 @@ mod tests {
         let bind = |name: &str, key: &str| Keymap::new(&[(name.into(), vec![key.into()])]);
         let keymap = bind("quit", "ctrl-q").expect("a free key");
         assert_eq!(keymap.keys_of(Action::Quit).collect::<Vec<_>>(), ["ctrl-q"]);
-        assert!(
-            bind("quit", "z").is_ok_and(|k| k.lookup(typed('z'), Place::Log).map(|e| e.action) == Some(Action::Zoom))
-        );
-        assert!(bind("zoom", "j").is_ok());
+        let quit = bind("quit", "t").expect("a key of one pane");
+        assert_eq!(quit.lookup(typed('t'), PROCESSES).map(|e| e.action), Some(Action::Tree));
+        assert_eq!(quit.lookup(typed('t'), EVENTS).map(|e| e.action), Some(Action::Quit));
+        assert!(bind("quit", "z").is_err_and(|e| e.contains("'zoom'")));
         assert!(bind("page-down", "j").is_err_and(|e| e.contains("'down' and 'page-down'")));
         assert!(bind("explode", "x").is_err_and(|e| e.contains("no action 'explode'")));
         assert!(bind("quit", "hyper").is_err_and(|e| e.contains("'hyper' is not the name of a key")));

@@ -6,7 +6,10 @@
 //! and draws); `headless` runs the same loop without a terminal.
 
 pub mod action;
+pub mod config;
+pub mod history;
 pub mod keymap;
 pub mod logging;
 pub mod screenshot;
 pub mod script;
+pub mod update;

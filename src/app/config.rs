@@ -1,0 +1,108 @@
+//! The user's configuration: a TOML file, every part of which may be missing.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use etcetera::BaseStrategy;
+use serde::Deserialize;
+
+/// What a configuration may say.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name of a built-in theme or a TOML file; `--theme` goes before it.
+    pub theme: Option<String>,
+    /// Keys by the name of an action (`docs/keys.md`): `quit = "ctrl-q"` or `down = ["j", "down"]`.
+    #[serde(default)]
+    keys: BTreeMap<String, Keys>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a key is written as \"ctrl-q\", several as [\"j\", \"down\"]")]
+enum Keys {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Config {
+    /// Reads the file that is named, or the one in the user's configuration folder where there is one.
+    ///
+    /// # Errors
+    /// A sentence when the file cannot be read or does not parse.
+    pub fn read(named: Option<&Path>) -> Result<Self, String> {
+        let Some(path) = named.map(Path::to_owned).or_else(default_path) else {
+            return Ok(Self::default());
+        };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => {
+                return Err(format!("cannot read the configuration {}: {error}; check --config", path.display()));
+            }
+        };
+        Self::parse(&text).map_err(|why| format!("the configuration {} is not used: {why}", path.display()))
+    }
+
+    /// Reads the text of a configuration.
+    ///
+    /// # Errors
+    /// What is wrong and in which line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
+            format!("line {line}: {}", error.message().replace('\n', " "))
+        })
+    }
+
+    /// The keys by action, for [`super::keymap::Keymap::new`].
+    pub fn keys(&self) -> Vec<(String, Vec<String>)> {
+        let list = |keys: &Keys| match keys {
+            Keys::One(key) => vec![key.clone()],
+            Keys::Several(keys) => keys.clone(),
+        };
+        self.keys.iter().map(|(name, keys)| (name.clone(), list(keys))).collect()
+    }
+}
+
+fn default_path() -> Option<PathBuf> {
+    let base = etcetera::choose_base_strategy().ok()?;
+    Some(base.config_dir().join("vmscope").join("config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_configuration_is_enough() {
+        let config = Config::parse("[keys]\nquit = 'ctrl-q'\ndown = ['j', 'down']\n").expect("valid");
+        assert_eq!(config.theme, None);
+        assert_eq!(
+            config.keys(),
+            [("down".into(), vec!["j".into(), "down".into()]), ("quit".into(), vec!["ctrl-q".into()])]
+        );
+        assert!(Config::parse("").is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        for (text, said) in [
+            ("theme = 'dark'\ncolour = 1\n", "line 2: unknown field `colour`"),
+            ("theme = 3", "line 1: invalid type"),
+            ("[keys]\nquit = 3", "line 2: a key is written as"),
+            ("[keys", "line 1:"),
+        ] {
+            let error = Config::parse(text).expect_err(text);
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_be_there() {
+        let error = Config::read(Some(Path::new("/nowhere/config.toml"))).expect_err("no such file");
+        assert!(error.contains("/nowhere/config.toml") && error.contains("--config"), "{error}");
+    }
+}

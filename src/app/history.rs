@@ -1,0 +1,140 @@
+//! Which picture is on the screen: the live one, a frozen one, or one of the last minutes.
+//!
+//! Freezing is keeping an `Arc`; the guest runs on. Scrolling back is a bounded ring of them, one a second.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::{engine::snapshot::Snapshot, ui::state::Past};
+
+/// How many pictures are kept.
+const KEPT: usize = 300;
+/// How far apart they are, in nanoseconds of the snapshot's clock.
+const APART_NS: u64 = 1_000_000_000;
+
+/// The pictures of a run.
+#[derive(Debug)]
+pub struct History {
+    live: Arc<Snapshot>,
+    kept: VecDeque<Arc<Snapshot>>,
+    held: Option<Arc<Snapshot>>,
+}
+
+impl History {
+    /// A history that begins with a picture.
+    pub fn new(live: Arc<Snapshot>) -> Self {
+        Self { live, kept: VecDeque::new(), held: None }
+    }
+
+    /// Takes a newer picture; answers whether it is one.
+    pub fn digest(&mut self, snapshot: Arc<Snapshot>) -> bool {
+        if Arc::ptr_eq(&snapshot, &self.live) {
+            return false;
+        }
+        let due = match self.kept.back() {
+            Some(last) => snapshot.taken_at_ns.saturating_sub(last.taken_at_ns) >= APART_NS,
+            None => true,
+        };
+        if due {
+            self.kept.push_back(Arc::clone(&snapshot));
+            if self.kept.len() > KEPT {
+                self.kept.pop_front();
+            }
+        }
+        self.live = snapshot;
+        true
+    }
+
+    /// The newest picture.
+    pub fn live(&self) -> &Arc<Snapshot> {
+        &self.live
+    }
+
+    /// The picture to draw. What a popup shows is always live: one can freeze the lists and still inspect.
+    pub fn shown(&self) -> Arc<Snapshot> {
+        match &self.held {
+            None => Arc::clone(&self.live),
+            Some(held) => Arc::new(Snapshot { detail: self.live.detail.clone(), ..Snapshot::clone(held) }),
+        }
+    }
+
+    /// What the screen says about a picture that is not the newest one.
+    pub fn past(&self) -> Option<Past> {
+        let held = self.held.as_ref()?;
+        Some(Past {
+            behind_ns: self.live.taken_at_ns.saturating_sub(held.taken_at_ns),
+            status_now: self.live.status,
+            steps_back: self.kept.iter().filter(|kept| kept.taken_at_ns > held.taken_at_ns).count(),
+            steps_kept: self.kept.len(),
+        })
+    }
+
+    /// Holds the newest picture, or goes back to the live ones.
+    pub fn freeze(&mut self) {
+        self.held = if self.held.is_some() { None } else { Some(Arc::clone(&self.live)) };
+    }
+
+    /// Goes to the picture before the shown one; answers whether there is one.
+    pub fn back(&mut self) -> bool {
+        let from = self.held.as_ref().unwrap_or(&self.live).taken_at_ns;
+        let earlier = self.kept.iter().rev().find(|kept| kept.taken_at_ns < from).map(Arc::clone);
+        let found = earlier.is_some();
+        self.held = earlier.or(self.held.take());
+        found
+    }
+
+    /// Goes to the picture after the shown one, in the end to the live ones.
+    pub fn forward(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.held = self.kept.iter().find(|kept| kept.taken_at_ns > held.taken_at_ns).map(Arc::clone);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Arc<Snapshot> {
+        Arc::new(Snapshot { taken_at_ns: seconds * 1_000_000_000, ..Snapshot::default() })
+    }
+
+    #[test]
+    fn freezing_keeps_the_picture_and_time_goes_on() {
+        let mut history = History::new(at(0));
+        history.digest(at(10));
+        history.freeze();
+        history.digest(at(13));
+        assert_eq!(history.shown().taken_at_ns, 10_000_000_000);
+        assert_eq!(history.past().map(|past| past.behind_ns), Some(3_000_000_000));
+        history.freeze();
+        assert_eq!(history.shown().taken_at_ns, 13_000_000_000);
+        assert!(history.past().is_none());
+    }
+
+    #[test]
+    fn going_back_is_bounded_and_ends_live_again() {
+        let mut history = History::new(at(0));
+        for second in 1..=400 {
+            history.digest(at(second));
+        }
+        let mut steps = 0;
+        while history.back() {
+            steps += 1;
+        }
+        assert_eq!(steps, KEPT - 1);
+        assert_eq!(history.shown().taken_at_ns, 101_000_000_000);
+        assert_eq!(history.past().map(|past| past.steps_back), Some(KEPT - 1));
+        while history.past().is_some() {
+            history.forward();
+        }
+        assert_eq!(history.shown().taken_at_ns, 400_000_000_000);
+    }
+
+    #[test]
+    fn the_same_picture_again_is_no_news() {
+        let mut history = History::new(at(0));
+        let snapshot = at(1);
+        assert!(history.digest(Arc::clone(&snapshot)));
+        assert!(!history.digest(snapshot));
+    }
+}

@@ -1,0 +1,357 @@
+//! What an action or a key does to the state of the screen, and what it asks of the world.
+//!
+//! Everything here is pure: no clock, no file, no terminal, no engine. What must happen outside is answered as
+//! [`Effect`]s, which only the loop carries out. Here are the panes; [`popup`] has what is typed and chosen above
+//! them, [`hints`] the footer and the help.
+
+mod copy;
+pub mod hints;
+pub mod popup;
+
+use crokey::KeyCombination;
+use tui_logger::TuiWidgetEvent;
+
+use super::{
+    action::{Action, Entry, Place},
+    keymap::Keymap,
+};
+use crate::{
+    engine::{
+        command::{Command, Subject},
+        snapshot::{BreakpointState, Capability, Snapshot, Status, VcpuId},
+    },
+    ui::{
+        layout, rows,
+        state::{AddDialog, Confirm, PaneId, Popup, Purpose, RowKey, Severity, UiState},
+    },
+};
+
+/// What the loop is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send a command to the engine.
+    Send(Command),
+    /// Send the command of a dialog; a refusal opens the dialog again with what was entered.
+    SendFrom(Command, Box<Draft>),
+    /// Put text on the clipboard.
+    Copy(String),
+    /// Hold the picture still, or let it go on.
+    Freeze,
+    /// Show an earlier picture.
+    Back,
+    /// Show a later picture.
+    Forward,
+    /// Draw every cell again.
+    Redraw,
+    /// Go to the shell for a while.
+    Suspend,
+    /// End the program.
+    Leave,
+}
+
+/// A dialog that was sent off.
+#[derive(Clone, Debug)]
+pub struct Draft(pub AddDialog);
+
+impl PartialEq for Draft {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.purpose == other.0.purpose && self.0.place.value() == other.0.place.value()
+    }
+}
+
+/// Where keys go now.
+pub fn place(state: &UiState) -> Place {
+    if state.popups.is_empty() { Place::Pane(state.focus) } else { Place::Popup }
+}
+
+/// A key was pressed.
+pub fn key(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, key: KeyCombination) -> Vec<Effect> {
+    if let Some(effects) = popup::key(state, snapshot, keymap, key) {
+        return effects;
+    }
+    match keymap.lookup(key, place(state)) {
+        Some(entry) => update(state, snapshot, entry.action),
+        None => Vec::new(),
+    }
+}
+
+/// An action was asked for by key, palette or mouse.
+pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<Effect> {
+    let entry = action.entry();
+    if let Err(why) = possible(entry, state, snapshot) {
+        state.notify(Severity::Warning, why);
+        return Vec::new();
+    }
+    match action {
+        Action::Down => step(state, snapshot, 1),
+        Action::Up => step(state, snapshot, -1),
+        Action::PageDown => page(state, snapshot, 1),
+        Action::PageUp => page(state, snapshot, -1),
+        Action::Home => edge(state, snapshot, false),
+        Action::End => edge(state, snapshot, true),
+        Action::FocusProcesses => focus(state, PaneId::Processes),
+        Action::FocusBreakpoints => focus(state, PaneId::Breakpoints),
+        Action::FocusTables => focus(state, PaneId::Tables),
+        Action::FocusFaults => focus(state, PaneId::Faults),
+        Action::FocusEvents => focus(state, PaneId::Events),
+        Action::FocusLog => focus(state, PaneId::Log),
+        Action::FocusNext => focus(state, state.focus.next()),
+        Action::FocusPrevious => focus(state, state.focus.previous()),
+        Action::Zoom => {
+            state.zoom = !state.zoom;
+            Vec::new()
+        }
+        Action::Detail => detail(state, snapshot),
+        Action::Close => popup::close(state),
+        Action::Toggle | Action::Delete => on_rows(state, action),
+        Action::InjectFault | Action::SuppressFault | Action::RetryFault | Action::ClearFault => on_rows(state, action),
+        Action::Add => add(state, snapshot),
+        Action::RequestPage => ask(state, snapshot, Purpose::Page),
+        Action::Memory => ask(state, snapshot, Purpose::Memory),
+        Action::Filter => {
+            let before = state.focused().filter.text().to_owned();
+            let input = before.clone().into();
+            state.popups.push(Popup::Filter { pane: state.focus, input, before });
+            Vec::new()
+        }
+        Action::ClearFilter => {
+            let pane = state.focused_mut();
+            pane.filter.set("");
+            pane.marks.clear();
+            Vec::new()
+        }
+        Action::Mark => mark(state, snapshot),
+        Action::Sort => {
+            let pane = state.focused();
+            let chosen = rows::columns(pane.id).iter().position(|column| column.id == pane.sort.column).unwrap_or(0);
+            state.popups.push(Popup::Sort { pane: state.focus, chosen });
+            Vec::new()
+        }
+        Action::SortReverse => {
+            let pane = state.focused_mut();
+            pane.sort.descending = !pane.sort.descending;
+            Vec::new()
+        }
+        Action::Tree => {
+            state.tree = !state.tree;
+            Vec::new()
+        }
+        Action::Copy => copy(state, snapshot),
+        Action::PauseGuest => pause(state, snapshot),
+        Action::Step => single_step(state, snapshot),
+        Action::Freeze => vec![Effect::Freeze],
+        Action::Back => vec![Effect::Back],
+        Action::Forward => vec![Effect::Forward],
+        Action::Refresh => vec![Effect::Send(Command::Refresh)],
+        Action::Redraw => vec![Effect::Redraw],
+        Action::Suspend => vec![Effect::Suspend],
+        Action::Help => {
+            state.popups.push(Popup::Help { search: Default::default(), scroll: 0 });
+            Vec::new()
+        }
+        Action::Palette => {
+            let found = (0..state.help.len()).collect();
+            state.popups.push(Popup::Palette { input: Default::default(), found, chosen: 0 });
+            Vec::new()
+        }
+        Action::Quit => quit(state, snapshot),
+    }
+}
+
+/// Whether an action can be done here and now; the answer's error is the sentence to show.
+fn possible(entry: &Entry, state: &UiState, snapshot: &Snapshot) -> Result<(), String> {
+    let here = place(state);
+    if !entry.places.contains(&here) {
+        let places: Vec<&str> = entry.places.iter().map(|place| place.title()).collect();
+        return Err(format!("{} works in: {}", entry.name, places.join(", ")));
+    }
+    entry.available(snapshot)
+}
+
+fn focus(state: &mut UiState, pane: PaneId) -> Vec<Effect> {
+    state.focus = pane;
+    Vec::new()
+}
+
+/// The lines that a popup or a pane scrolls by at a page key.
+fn page_height(state: &UiState) -> usize {
+    layout::visible_rows(state, state.focus).max(1)
+}
+
+fn step(state: &mut UiState, snapshot: &Snapshot, by: isize) -> Vec<Effect> {
+    if let Some(scroll) = state.popups.last_mut().and_then(Popup::scroll_mut) {
+        *scroll = scroll.saturating_add_signed(by);
+    } else if state.focus == PaneId::Log {
+        // The log widget scrolls by pages only.
+        let event = if by > 0 { TuiWidgetEvent::NextPageKey } else { TuiWidgetEvent::PrevPageKey };
+        state.log.widget.transition(event);
+    } else {
+        rows::move_by(snapshot, state.focused_mut(), by);
+    }
+    Vec::new()
+}
+
+fn page(state: &mut UiState, snapshot: &Snapshot, pages: isize) -> Vec<Effect> {
+    let height = isize::try_from(page_height(state)).unwrap_or(isize::MAX);
+    if state.focus == PaneId::Log && state.popups.is_empty() {
+        return step(state, snapshot, pages);
+    }
+    step(state, snapshot, pages.saturating_mul(height))
+}
+
+fn edge(state: &mut UiState, snapshot: &Snapshot, last: bool) -> Vec<Effect> {
+    if let Some(scroll) = state.popups.last_mut().and_then(Popup::scroll_mut) {
+        // The renderer stops at the last line.
+        *scroll = if last { usize::MAX } else { 0 };
+    } else if state.focus == PaneId::Log {
+        if last {
+            state.log.widget.transition(TuiWidgetEvent::EscapeKey);
+        }
+    } else if last {
+        rows::select(snapshot, state.focused_mut(), usize::MAX);
+    } else {
+        rows::select(snapshot, state.focused_mut(), 0);
+    }
+    Vec::new()
+}
+
+/// The rows that an action is for: the marked ones, else the selected one.
+fn targets(state: &UiState) -> Vec<RowKey> {
+    let pane = state.focused();
+    if pane.marks.is_empty() { pane.selected.into_iter().collect() } else { pane.marks.iter().copied().collect() }
+}
+
+fn mark(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    let pane = state.focused_mut();
+    if let Some(row) = pane.selected {
+        if !pane.marks.remove(&row) {
+            pane.marks.insert(row);
+        }
+        rows::move_by(snapshot, pane, 1);
+    }
+    Vec::new()
+}
+
+fn on_rows(state: &mut UiState, action: Action) -> Vec<Effect> {
+    let rows = targets(state);
+    if rows.is_empty() {
+        let what = state.focus.title().to_lowercase();
+        state.notify(Severity::Info, format!("nothing is selected in the {what}"));
+    }
+    state.focused_mut().marks.clear();
+    let command = |row| match (action, row) {
+        (Action::Toggle, RowKey::Breakpoint(id)) => Some(Command::ToggleBreakpoint(id)),
+        (Action::Delete, RowKey::Breakpoint(id)) => Some(Command::RemoveBreakpoint(id)),
+        (Action::Delete, RowKey::Table(id)) => Some(Command::UnwatchAddress(id)),
+        (Action::InjectFault, RowKey::Fault(id)) => Some(Command::InjectFault(id)),
+        (Action::SuppressFault, RowKey::Fault(id)) => Some(Command::SuppressFault(id)),
+        (Action::RetryFault, RowKey::Fault(id)) => Some(Command::RetryFault(id)),
+        (Action::ClearFault, RowKey::Fault(id)) => Some(Command::ClearFault(id)),
+        _ => None,
+    };
+    rows.into_iter().filter_map(command).map(Effect::Send).collect()
+}
+
+fn detail(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    let subject = match state.focused().selected {
+        Some(RowKey::Process(pid, _)) => Subject::Process(pid),
+        Some(RowKey::Breakpoint(id)) => Subject::Breakpoint(id),
+        Some(RowKey::Table(id)) => Subject::Table(id),
+        Some(RowKey::Fault(id)) => Subject::Fault(id),
+        Some(RowKey::Event(seq)) => {
+            if let Some(event) = snapshot.events.iter().find(|event| event.seq == seq) {
+                state.popups.push(Popup::Event { event: event.clone(), scroll: 0 });
+            }
+            return Vec::new();
+        }
+        None => return Vec::new(),
+    };
+    state.popups.push(Popup::detail(subject.clone()));
+    vec![Effect::Send(Command::Inspect(Some(subject)))]
+}
+
+fn add(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    let (purpose, able) = match state.focus {
+        PaneId::Tables => {
+            let by_event = snapshot.can(Capability::TableWrites);
+            (Purpose::Watch, by_event.or_else(|why| snapshot.can(Capability::TablePolling).map_err(|_| why)))
+        }
+        _ if snapshot.read_only => {
+            (Purpose::Breakpoint, Err("not in a read-only run; start vmscope without --read-only for it"))
+        }
+        _ => (Purpose::Breakpoint, snapshot.can(Capability::Breakpoints)),
+    };
+    if let Err(why) = able {
+        let text = format!("add: {why}");
+        state.notify(Severity::Warning, text);
+        return Vec::new();
+    }
+    ask(state, snapshot, purpose)
+}
+
+/// Opens the dialog that asks for a place.
+fn ask(state: &mut UiState, snapshot: &Snapshot, purpose: Purpose) -> Vec<Effect> {
+    let dialog = popup::dialog(state, snapshot, purpose);
+    state.popups.push(Popup::Add(dialog));
+    Vec::new()
+}
+
+fn copy(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    let rows = targets(state);
+    let lines: Vec<String> = rows.iter().filter_map(|&row| copy::text(snapshot, row)).collect();
+    if lines.is_empty() {
+        return Vec::new();
+    }
+    state.notify(Severity::Info, if lines.len() == 1 { "copied one row" } else { "copied the marked rows" });
+    vec![Effect::Copy(lines.join("\n"))]
+}
+
+/// How the guest is now, even while an older picture is shown.
+fn status_now(state: &UiState, snapshot: &Snapshot) -> Status {
+    state.past.map_or(snapshot.status, |past| past.status_now)
+}
+
+fn pause(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    match status_now(state, snapshot) {
+        Status::Running => vec![Effect::Send(Command::Pause)],
+        Status::Paused => vec![Effect::Send(Command::Resume)],
+        Status::Attaching => refuse(state, "pause-guest: the engine is still on its way into the guest"),
+        Status::Lost => refuse(state, "pause-guest: the guest is lost"),
+        Status::Replay => refuse(state, "pause-guest: a recording has no guest to stop"),
+    }
+}
+
+fn single_step(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    if status_now(state, snapshot) != Status::Paused {
+        return refuse(state, "step: the guest is not paused; pause it first");
+    }
+    let vcpu = snapshot.vcpus.first().map_or(VcpuId(0), |vcpu| vcpu.id);
+    vec![Effect::Send(Command::Step(vcpu))]
+}
+
+fn refuse(state: &mut UiState, why: &str) -> Vec<Effect> {
+    state.notify(Severity::Warning, why);
+    Vec::new()
+}
+
+/// Leaves at once where nothing is lost by it, else asks.
+fn quit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    let set = snapshot.breakpoints.iter();
+    let set = set.filter(|b| matches!(b.state, BreakpointState::Active | BreakpointState::Pending)).count();
+    if set == 0 || snapshot.status == Status::Lost {
+        return vec![Effect::Leave];
+    }
+    let them = if set == 1 {
+        "The breakpoint that is set is".to_owned()
+    } else {
+        format!("The {set} breakpoints that are set are")
+    };
+    state.popups.push(Popup::Confirm(Confirm {
+        title: "Quit".into(),
+        text: format!("{them} taken out of the guest and forgotten; the guest runs on."),
+        yes: "quit".into(),
+        no: "stay".into(),
+        chosen_yes: true,
+    }));
+    Vec::new()
+}

@@ -1,0 +1,395 @@
+//! What keys do: the pure part of the application, driven by the same scripts as headless runs.
+
+use std::{fs, path::Path, sync::Arc};
+
+use vmscope::{
+    app::{
+        action::{ACTIONS, Place, keys_document},
+        keymap::Keymap,
+        script::{Script, Step},
+        update::{self, Effect, hints},
+    },
+    engine::{
+        command::{Command, Subject, Target},
+        snapshot::{
+            Breakpoint, BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, FaultState, Part,
+            Process, Scope, Snapshot, Status, SymbolTable, Table, TableId, Unavailable, Va, Vcpu, VcpuId, View,
+        },
+    },
+    ui::{
+        rows,
+        state::{Column, PaneId, Past, Popup, RowKey, UiState},
+    },
+};
+
+/// A user in front of one picture.
+struct User {
+    state: UiState,
+    snapshot: Snapshot,
+    keymap: Keymap,
+}
+
+fn breakpoint(id: u64, state: BreakpointState) -> Breakpoint {
+    Breakpoint {
+        id: BreakpointId(id),
+        symbol: format!("nt!Function{id}"),
+        address: Va(0x1000 * id),
+        scope: Scope::Global,
+        view: View(0),
+        pa: None,
+        state,
+        tag: String::new(),
+        hits: id,
+        rates: Vec::new(),
+        last_hits: Vec::new(),
+        error: None,
+    }
+}
+
+fn snapshot() -> Snapshot {
+    let process =
+        |pid: u32, name: &str| Process { pid, name: name.into(), object: Va(pid.into()), ..Process::default() };
+    let event = |seq| Event {
+        seq,
+        at_ns: seq,
+        kind: EventKind::Vm,
+        vcpu: None,
+        pid: None,
+        process: String::new(),
+        text: format!("event {seq}"),
+    };
+    let fault = Fault {
+        id: FaultId(5),
+        address: Va(0x7000),
+        root: Default::default(),
+        pid: None,
+        asked_by: "user".into(),
+        state: FaultState::Pending,
+        attempts: 0,
+        age_ns: 0,
+        vcpu: None,
+        note: String::new(),
+    };
+    use Capability as C;
+    Snapshot {
+        status: Status::Running,
+        processes: Part::new(vec![process(4, "System"), process(648, "lsass.exe"), process(900, "calc.exe")]),
+        breakpoints: Part::new(vec![
+            breakpoint(1, BreakpointState::Disabled),
+            breakpoint(2, BreakpointState::Disabled),
+        ]),
+        page_tables: Part::new(vec![Table { id: TableId(9), ..Table::default() }]),
+        faults: Part::new(vec![fault]),
+        events: Part::new((0..100).map(event).collect()),
+        vcpus: Part::new(vec![Vcpu { id: VcpuId(1), ..Vcpu::default() }]),
+        capabilities: Part::new(vec![C::Read, C::Breakpoints, C::TableWrites, C::FaultInjection, C::Pause, C::Step]),
+        symbols: Arc::new(SymbolTable::new([
+            ("nt!NtCreateFile", Va(0x1000)),
+            ("nt!NtCreateKey", Va(0x2000)),
+            ("nt!NtOpenFile", Va(0x3000)),
+        ])),
+        ..Snapshot::default()
+    }
+}
+
+impl User {
+    fn new() -> Self {
+        Self::with(snapshot())
+    }
+
+    fn with(snapshot: Snapshot) -> Self {
+        let mut user = Self {
+            state: UiState { size: (120, 40), ..UiState::default() },
+            snapshot,
+            keymap: Keymap::new(&[]).unwrap(),
+        };
+        user.settle();
+        user
+    }
+
+    fn settle(&mut self) {
+        rows::settle(&self.snapshot, &mut self.state);
+        hints::refresh(&mut self.state, &self.snapshot, &self.keymap);
+    }
+
+    /// Presses keys and answers what they ask of the world.
+    fn press(&mut self, keys: &str) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for step in keys.parse::<Script>().unwrap().steps {
+            let Step::Key(key) = step else { panic!("only keys here: {keys}") };
+            effects.extend(update::key(&mut self.state, &self.snapshot, &self.keymap, key));
+            self.settle();
+        }
+        effects
+    }
+
+    fn commands(&mut self, keys: &str) -> Vec<Command> {
+        let command = |effect| match effect {
+            Effect::Send(command) | Effect::SendFrom(command, _) => Some(command),
+            _ => None,
+        };
+        self.press(keys).into_iter().filter_map(command).collect()
+    }
+
+    fn notice(&self) -> &str {
+        self.state.notices.last().map_or("", |notice| &notice.text)
+    }
+
+    fn popup(&self) -> Option<&Popup> {
+        self.state.popups.last()
+    }
+}
+
+fn place(text: &str) -> Target {
+    Target::parse(text).unwrap()
+}
+
+#[test]
+fn the_keys_document_is_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/keys.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, keys_document()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(path).unwrap(), keys_document(), "run the tests with UPDATE_DOCS=1 to renew it");
+}
+
+#[test]
+fn every_action_has_its_own_name_and_words() {
+    for (index, entry) in ACTIONS.iter().enumerate() {
+        assert!(ACTIONS[..index].iter().all(|other| other.name != entry.name && other.action != entry.action));
+        assert!(!entry.doc.is_empty() && !entry.short.is_empty() && !entry.places.is_empty(), "{}", entry.name);
+    }
+}
+
+#[test]
+fn focus_moves_by_number_and_in_turn() {
+    let mut user = User::new();
+    user.press("3");
+    assert_eq!(user.state.focus, PaneId::Tables);
+    user.press("tab tab shift-tab");
+    assert_eq!(user.state.focus, PaneId::Faults);
+    user.press("6 tab");
+    assert_eq!(user.state.focus, PaneId::Processes);
+    user.press("z");
+    assert!(user.state.zoom);
+}
+
+#[test]
+fn the_selection_moves_and_stops_at_both_ends() {
+    let mut user = User::new();
+    user.press("j j j j k");
+    assert_eq!(user.state.focused().selected, Some(RowKey::Process(648, Va(648))));
+    user.press("end home");
+    assert_eq!(user.state.focused().position, 0);
+    user.press("5 home pgdn");
+    let shown = user.state.focused().position;
+    assert!(shown > 1 && shown < 40, "{shown}");
+    user.press("end");
+    assert!(user.state.focused().follow);
+}
+
+#[test]
+fn a_filter_works_while_it_is_typed_and_says_when_it_is_wrong() {
+    let mut user = User::new();
+    user.press("/ 'lsa'");
+    assert_eq!(user.state.focused().rows.len(), 1);
+    user.press("'('");
+    assert!(user.state.focused().filter.error().is_some());
+    assert_eq!(user.state.focused().rows.len(), 1, "the last good expression is kept");
+    user.press("backspace enter");
+    assert!(user.popup().is_none());
+    assert_eq!(user.state.focused().rows.len(), 1);
+    user.press("/ 'x' esc");
+    assert_eq!(user.state.focused().filter.text(), "lsa", "esc goes back to the filter before");
+    user.press("esc");
+    assert_eq!(user.state.focused().rows.len(), 3);
+}
+
+#[test]
+fn a_column_is_chosen_to_sort_by() {
+    let mut user = User::new();
+    user.press("s j j enter");
+    assert_eq!((user.state.focused().sort.column, user.state.focused().sort.descending), (Column::Name, false));
+    user.press("S");
+    assert!(user.state.focused().sort.descending);
+    user.press("t");
+    assert!(user.state.tree);
+}
+
+#[test]
+fn a_breakpoint_is_added_by_name() {
+    let mut user = User::new();
+    let added =
+        |place: &str, scope, tag: &str| Command::AddBreakpoint { target: self::place(place), scope, tag: tag.into() };
+    assert_eq!(user.commands("2 a 'nt!NtCreateFile' enter"), [added("nt!NtCreateFile", Scope::Global, "")]);
+    assert!(user.popup().is_none());
+    assert_eq!(user.commands("a 'Open' tab enter"), [added("nt!NtOpenFile", Scope::Global, "")]);
+    assert_eq!(user.commands("a 'NtC' down down enter"), [added("nt!NtCreateKey", Scope::Global, "")]);
+    assert_eq!(user.commands("a '0x1000@648' enter"), [added("0x1000@648", Scope::Process(648), "")]);
+    assert_eq!(
+        user.commands("1 j 2 a '0x1000' tab space tab 'mine' enter"),
+        [added("0x1000@648", Scope::Process(648), "mine")]
+    );
+}
+
+#[test]
+fn what_is_typed_wrongly_stays_in_the_dialog() {
+    let mut user = User::new();
+    assert!(user.commands("2 a enter").is_empty());
+    assert!(
+        matches!(user.popup(), Some(Popup::Add(dialog)) if dialog.error.as_deref().is_some_and(|e| e.contains("symbol or an address")))
+    );
+    assert!(user.commands("'main@x' enter").is_empty());
+    assert!(
+        matches!(user.popup(), Some(Popup::Add(dialog)) if dialog.error.as_deref().is_some_and(|e| e.contains("process id")))
+    );
+    user.press("esc");
+    assert!(user.popup().is_none());
+}
+
+#[test]
+fn rows_are_acted_on_one_by_one_or_marked() {
+    let mut user = User::new();
+    assert_eq!(user.commands("2 j space"), [Command::ToggleBreakpoint(BreakpointId(2))]);
+    assert_eq!(user.commands("k d"), [Command::RemoveBreakpoint(BreakpointId(1))]);
+    let both = [Command::ToggleBreakpoint(BreakpointId(1)), Command::ToggleBreakpoint(BreakpointId(2))];
+    assert_eq!(user.commands("home v v space"), both);
+    assert!(user.state.focused().marks.is_empty());
+    assert_eq!(user.commands("3 d"), [Command::UnwatchAddress(TableId(9))]);
+    assert_eq!(
+        user.commands("a '0x9000' enter"),
+        [Command::WatchAddress { target: place("0x9000"), tag: String::new() }]
+    );
+}
+
+#[test]
+fn faults_have_their_own_keys() {
+    let mut user = User::new();
+    let id = FaultId(5);
+    let expected =
+        [Command::InjectFault(id), Command::SuppressFault(id), Command::RetryFault(id), Command::ClearFault(id)];
+    assert_eq!(user.commands("4 i x r c"), expected);
+    assert_eq!(user.commands("g '0x9000@648' enter"), [Command::RequestPage { target: place("0x9000@648") }]);
+    assert!(user.commands("1 i x r").is_empty(), "these keys mean nothing elsewhere");
+}
+
+#[test]
+fn a_detail_is_asked_for_and_given_up() {
+    let mut user = User::new();
+    assert_eq!(user.commands("j enter"), [Command::Inspect(Some(Subject::Process(648)))]);
+    assert_eq!(user.commands("j j q"), [Command::Inspect(None)]);
+    assert!(user.popup().is_none());
+    assert_eq!(
+        user.commands("2 enter esc"),
+        [Command::Inspect(Some(Subject::Breakpoint(BreakpointId(1)))), Command::Inspect(None)]
+    );
+    assert!(user.commands("5 end enter").is_empty());
+    assert!(matches!(user.popup(), Some(Popup::Event { event, .. }) if event.seq == 99));
+}
+
+#[test]
+fn memory_is_looked_at_by_symbol_and_offset() {
+    let mut user = User::new();
+    let expected = Subject::Memory { pid: Some(648), va: Va(0x1010), length: 256 };
+    assert_eq!(user.commands("m 'NtCreateFile+0x10@648' enter"), [Command::Inspect(Some(expected))]);
+    user.press("esc m 'nonsense' enter");
+    assert!(matches!(user.popup(), Some(Popup::Add(dialog)) if dialog.error.is_some()));
+}
+
+#[test]
+fn the_guest_is_paused_and_stepped_as_it_is_now() {
+    let mut user = User::new();
+    assert_eq!(user.commands("p"), [Command::Pause]);
+    assert!(user.commands("n").is_empty());
+    assert!(user.notice().contains("not paused"));
+    user.state.past = Some(Past { behind_ns: 1, status_now: Status::Paused, steps_back: 0, steps_kept: 1 });
+    assert_eq!(user.commands("p n"), [Command::Resume, Command::Step(VcpuId(1))]);
+}
+
+#[test]
+fn what_cannot_be_done_says_why() {
+    let mut limited = snapshot();
+    limited.capabilities = Part::new(vec![Capability::Read]);
+    limited.unavailable = Part::new(vec![Unavailable { what: Capability::Pause, why: "a dump does not run".into() }]);
+    let mut user = User::with(limited);
+    assert!(user.commands("p").is_empty());
+    assert_eq!(user.notice(), "pause-guest: a dump does not run");
+    assert!(user.commands("2 a").is_empty());
+    assert!(user.popup().is_none() && user.notice().contains("not supported"));
+    let greyed = user.state.footer.iter().find(|hint| hint.name == "toggle").and_then(|hint| hint.why_not.clone());
+    assert!(greyed.is_some_and(|why| why.contains("not supported")));
+
+    let mut user = User::with(Snapshot { read_only: true, ..snapshot() });
+    assert!(user.commands("2 space a p").is_empty());
+    assert!(user.notice().contains("--read-only"));
+    assert!(user.commands("1 enter").len() == 1, "looking is always possible");
+}
+
+#[test]
+fn quitting_asks_only_when_something_is_set() {
+    let mut user = User::new();
+    assert_eq!(user.press("q"), [Effect::Leave]);
+    let mut set = snapshot();
+    set.breakpoints = Part::new(vec![breakpoint(1, BreakpointState::Active)]);
+    let mut user = User::with(set);
+    assert!(user.press("q").is_empty());
+    assert!(user.press("n").is_empty());
+    assert!(user.popup().is_none());
+    assert!(user.press("q tab enter").is_empty(), "the other answer was chosen");
+    assert_eq!(user.press("q y"), [Effect::Leave]);
+    assert_eq!(user.press("ctrl-c ctrl-c"), [Effect::Leave]);
+}
+
+#[test]
+fn the_palette_finds_actions_by_their_words() {
+    let mut user = User::new();
+    assert_eq!(user.press(": 'freez' enter"), [Effect::Freeze]);
+    assert_eq!(user.commands("ctrl-p 'pause' enter"), [Command::Pause]);
+    assert!(user.press(": 'inject' enter").is_empty());
+    assert!(user.notice().contains("works in: Faults"), "{}", user.notice());
+    user.press(": 'zzzzzz' enter");
+    assert!(user.popup().is_none());
+}
+
+#[test]
+fn help_is_searched_by_typing() {
+    let mut user = User::new();
+    user.press("? 'break'");
+    assert!(matches!(user.popup(), Some(Popup::Help { search, .. }) if search.value() == "break"));
+    user.press("down pgdn esc");
+    assert!(user.popup().is_none());
+    assert_eq!(user.state.help.len(), ACTIONS.len());
+}
+
+#[test]
+fn the_footer_shows_the_keys_of_the_place() {
+    let mut user = User::new();
+    let names = |user: &User| user.state.footer.iter().map(|hint| hint.name.clone()).collect::<Vec<_>>();
+    assert!(names(&user).contains(&"tree".to_owned()));
+    user.press("4");
+    assert_eq!(user.state.footer.first().map(|hint| (hint.key.as_str(), hint.label.as_str())), Some(("i", "inject")));
+    user.press("enter");
+    assert_eq!(update::place(&user.state), Place::Popup);
+    assert!(names(&user).contains(&"close".to_owned()) && !names(&user).contains(&"inject-fault".to_owned()));
+}
+
+#[test]
+fn a_row_is_copied_with_its_facts() {
+    let mut user = User::new();
+    assert_eq!(user.press("j y"), [Effect::Copy("648\t0\tlsass.exe\t".into())]);
+    assert_eq!(
+        user.press("2 v v y"),
+        [Effect::Copy("nt!Function1\t0x1000\tglobal\t1\t\nnt!Function2\t0x2000\tglobal\t2\t".into())]
+    );
+}
+
+#[test]
+fn a_paste_goes_into_the_open_field_only() {
+    let mut user = User::new();
+    update::popup::paste(&mut user.state, &user.snapshot, "q");
+    assert!(user.popup().is_none());
+    user.press("/");
+    update::popup::paste(&mut user.state, &user.snapshot, "lsass\nrm -rf");
+    user.settle();
+    assert_eq!(user.state.focused().filter.text(), "lsass");
+}
