@@ -1,0 +1,72 @@
+//! Values in one allocation, named by small numbers: what the monitor uses instead of pointers.
+
+/// The number of a value in a [`Slab`].
+pub(super) type Id = u32;
+
+/// No value.
+pub(super) const NONE: Id = Id::MAX;
+
+/// Values by number; freed numbers are given out again.
+///
+/// A number that names nothing reads as an empty value and swallows writes, so that a mistake in the books can
+/// neither panic nor reach another value.
+pub(super) struct Slab<T> {
+    items: Vec<Option<T>>,
+    free: Vec<Id>,
+    /// What a number reads as that names nothing; never written.
+    void: T,
+    /// Where writes to such a number go.
+    sink: T,
+}
+
+impl<T: Default> Default for Slab<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), free: Vec::new(), void: T::default(), sink: T::default() }
+    }
+}
+
+impl<T: Default> Slab<T> {
+    pub(super) fn insert(&mut self, value: T) -> Id {
+        if let Some(id) = self.free.pop() {
+            if let Some(slot) = self.items.get_mut(id as usize) {
+                *slot = Some(value);
+            }
+            return id;
+        }
+        self.items.push(Some(value));
+        (self.items.len() - 1) as Id
+    }
+
+    pub(super) fn remove(&mut self, id: Id) -> Option<T> {
+        let value = self.items.get_mut(id as usize)?.take()?;
+        self.free.push(id);
+        Some(value)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, id: Id) -> Option<&T> {
+        self.items.get(id as usize)?.as_ref()
+    }
+
+    #[inline]
+    pub(super) fn at(&self, id: Id) -> &T {
+        self.get(id).unwrap_or(&self.void)
+    }
+
+    #[inline]
+    pub(super) fn at_mut(&mut self, id: Id) -> &mut T {
+        match self.items.get_mut(id as usize) {
+            Some(Some(value)) => value,
+            _ => &mut self.sink,
+        }
+    }
+
+    /// All values with their numbers, in order of the numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.items.iter().enumerate().filter_map(|(id, item)| Some((id as Id, item.as_ref()?)))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.items.len() - self.free.len()
+    }
+}
