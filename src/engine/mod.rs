@@ -9,6 +9,7 @@
 
 pub mod addr;
 pub mod arch;
+pub mod bpm;
 pub mod command;
 pub mod driver;
 pub mod error;

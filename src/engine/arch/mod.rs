@@ -154,6 +154,8 @@ pub trait EventReason: Debug + Clone + Copy {
     fn as_memory_access(&self) -> Option<&EventMemoryAccess>;
     /// The frame of the instruction, if it was a software breakpoint.
     fn as_software_breakpoint(&self) -> Option<Gfn>;
+    /// Bytes of the instruction that raised an interrupt; 0 where there is none or it is not known.
+    fn instruction_length(&self) -> u64;
     /// Whether it was the end of a single step.
     fn is_singlestep(&self) -> bool;
 }

@@ -1,6 +1,6 @@
 //! Why an AMD64 vCPU stopped, and what can be asked to stop it.
 
-use super::{ExceptionVector, Interrupt};
+use super::{ExceptionVector, Interrupt, InterruptType};
 use crate::engine::{
     addr::{Gfn, Va},
     arch::{EventMemoryAccess, EventReason},
@@ -118,9 +118,22 @@ impl EventReason for Amd64EventReason {
 
     fn as_software_breakpoint(&self) -> Option<Gfn> {
         match self {
-            Self::Interrupt(event) if event.interrupt.vector == ExceptionVector::BREAKPOINT => Some(event.gfn),
+            // INT 3 in two bytes (CD 03) is a software interrupt of the guest's own, never a breakpoint of ours.
+            Self::Interrupt(EventInterrupt { gfn, interrupt })
+                if interrupt.vector == ExceptionVector::BREAKPOINT
+                    && interrupt.kind == InterruptType::SoftwareException =>
+            {
+                Some(*gfn)
+            }
             Self::DebugBreakpoint { gfn, .. } => Some(*gfn),
             _ => None,
+        }
+    }
+
+    fn instruction_length(&self) -> u64 {
+        match self {
+            Self::Interrupt(event) => u64::from(event.interrupt.instruction_length),
+            _ => 0,
         }
     }
 

@@ -1,0 +1,94 @@
+//! How one breakpoint gets into the guest and out of it: one file for each way.
+
+mod breakpoint;
+mod debug;
+mod memory;
+
+pub use self::{breakpoint::BreakpointController, debug::DebugController, memory::MemoryController};
+
+use crate::engine::{
+    addr::{AddressContext, Gfn, Pa, View},
+    driver::VmiDriver,
+    error::VmiError,
+    event::VmiEvent,
+    session::VmiCore,
+};
+
+/// Puts breakpoints into the guest for the [`BreakpointManager`](super::BreakpointManager).
+///
+/// A call that fails has changed nothing. A breakpoint that is inserted twice at one place is removed twice. Monitoring
+/// follows the first insertion in a page and ends before the last removal from it. On the way out a view that is gone
+/// already is no error. Other vCPUs that run between insertion and monitoring can see the breakpoint: pause the guest
+/// around a call where that matters.
+pub trait TapController {
+    /// The driver; a controller asks only for the capabilities that it needs.
+    type Driver: VmiDriver;
+
+    /// A controller that has put nothing into the guest yet.
+    fn new() -> Self;
+
+    /// The view and the frame of an event that one of this controller's breakpoints may have caused.
+    fn check_event(&self, event: &VmiEvent<<Self::Driver as VmiDriver>::Architecture>) -> Option<(View, Gfn)>;
+
+    /// Puts a breakpoint at a physical address.
+    ///
+    /// # Errors
+    /// When the driver failed, or where the breakpoint would run past its page.
+    fn insert_breakpoint(&mut self, vmi: &VmiCore<Self::Driver>, pa: Pa, view: View) -> Result<(), VmiError>;
+
+    /// Takes a breakpoint out.
+    ///
+    /// # Errors
+    /// When the driver failed; the breakpoint is still there then.
+    fn remove_breakpoint(&mut self, vmi: &VmiCore<Self::Driver>, pa: Pa, view: View) -> Result<(), VmiError>;
+
+    /// Starts to hide a page with breakpoints from the guest, or to report its execution.
+    ///
+    /// # Errors
+    /// When the driver failed.
+    fn monitor(&mut self, vmi: &VmiCore<Self::Driver>, gfn: Gfn, view: View) -> Result<(), VmiError>;
+
+    /// Ends what [`TapController::monitor`] started.
+    ///
+    /// # Errors
+    /// When the driver failed.
+    fn unmonitor(&mut self, vmi: &VmiCore<Self::Driver>, gfn: Gfn, view: View) -> Result<(), VmiError>;
+
+    /// Puts a breakpoint at a virtual address that maps to `pa`; for controllers that work on virtual addresses.
+    ///
+    /// # Errors
+    /// As [`TapController::insert_breakpoint`].
+    #[inline]
+    fn insert_breakpoint_at(
+        &mut self,
+        vmi: &VmiCore<Self::Driver>,
+        _ctx: AddressContext,
+        pa: Pa,
+        view: View,
+    ) -> Result<(), VmiError> {
+        self.insert_breakpoint(vmi, pa, view)
+    }
+
+    /// Takes out what [`TapController::insert_breakpoint_at`] put there.
+    ///
+    /// # Errors
+    /// As [`TapController::remove_breakpoint`].
+    #[inline]
+    fn remove_breakpoint_at(
+        &mut self,
+        vmi: &VmiCore<Self::Driver>,
+        _ctx: AddressContext,
+        pa: Pa,
+        view: View,
+    ) -> Result<(), VmiError> {
+        self.remove_breakpoint(vmi, pa, view)
+    }
+
+    /// Gives back what was kept for later breakpoints, when all breakpoints are out.
+    ///
+    /// # Errors
+    /// When the driver failed; everything was tried, and what could not be given back is still known.
+    fn release(&mut self, _vmi: &VmiCore<Self::Driver>) -> Result<(), VmiError> {
+        Ok(())
+    }
+}
