@@ -5,6 +5,8 @@
 //! [`VmiDriver::capabilities`]. This is the only floor with `unsafe` code: memory that a running guest shares with us
 //! is copied out with volatile reads and never borrowed.
 
+pub mod qemu;
+
 use std::{fmt, time::Duration};
 
 use super::{

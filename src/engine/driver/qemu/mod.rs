@@ -1,0 +1,321 @@
+//! Stock QEMU 7.2 and newer, TCG and KVM: QMP, guest memory from outside, and the gdb stub.
+//!
+//! A QMP socket is enough. Looking (memory, registers, processes) goes through [`memory`] and the monitor and neither
+//! stops nor changes the guest; the gdb stub, which stops the guest when somebody connects, is started and used only
+//! when something has to stop (breakpoints, watchpoints, steps), and ended on leaving. Imports addresses, architecture,
+//! errors and the driver traits. Start at [`QemuDriver::attach`], then `control` (who makes the guest run and stop).
+
+mod attach;
+mod control;
+mod cpu_text;
+mod mapping;
+mod memory;
+mod mtree;
+mod process;
+mod qmp;
+mod transport;
+
+use std::{
+    cell::RefCell,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+pub use self::memory::MemoryPath;
+use self::{control::Control, memory::Memory};
+use super::{
+    MemoryAccess, VmiDebugControl, VmiDriver, VmiEventControl, VmiInfo, VmiQueryRegisters, VmiRead, VmiSetRegisters,
+    VmiStep, VmiVmControl, VmiWrite,
+};
+use crate::engine::{
+    addr::{Gfn, Pa, Va, VcpuId},
+    arch::amd64::{Amd64, Amd64Registers, EventMonitor, ExceptionVector, Interrupt},
+    error::VmiError,
+    event::{VmiEvent, VmiEventResponse},
+    snapshot::{Capability, Unavailable, clean},
+};
+
+/// Which QEMU, and what may be done with it. With none of the addresses, the only QEMU on this machine is meant.
+#[derive(Clone, Debug, Default)]
+pub struct QemuOptions {
+    /// The QMP socket: `unix:PATH` or `HOST:PORT`.
+    pub qmp: Option<String>,
+    /// The process, whose QMP socket is then read from its command line.
+    pub pid: Option<u32>,
+    /// The gdb stub where one listens already; else one is found or started through QMP when it is needed.
+    pub gdb: Option<String>,
+    /// The file that holds the guest's memory; else it is found.
+    pub memory: Option<PathBuf>,
+    /// Never change the guest.
+    pub read_only: bool,
+    /// The program that cleans up when this process dies, called with `guardian` and what [`guardian`] says; `None` is
+    /// this program, if it is vmscope.
+    ///
+    /// [`guardian`]: self
+    pub guardian: Option<PathBuf>,
+}
+
+/// A guest in QEMU.
+pub struct QemuDriver {
+    memory: Memory,
+    control: RefCell<Control>,
+    info: VmiInfo,
+    kvm: bool,
+    read_only: bool,
+    attached: Instant,
+}
+
+impl QemuDriver {
+    /// Attaches to a guest. It is neither stopped nor changed.
+    ///
+    /// # Errors
+    /// One sentence: no QEMU or several, a socket that is not QEMU's or serves somebody else, another architecture, a
+    /// memory file that does not fit.
+    pub fn attach(options: QemuOptions) -> Result<Self, VmiError> {
+        let attach::Found { mut qmp, pid } = attach::find(&options)?;
+        let target = qmp.execute("query-target", json!({}))?;
+        let target = target.get("arch").and_then(Value::as_str).unwrap_or("unknown");
+        if target != "x86_64" {
+            let target = clean(target, 20);
+            return Err(VmiError::Invalid(format!(
+                "this QEMU runs a {target} guest; only x86_64 guests are understood"
+            )));
+        }
+        let memory = Memory::open(&mut qmp, pid, options.memory.as_deref())?;
+        let name =
+            qmp.execute("query-name", json!({}))?.get("name").and_then(Value::as_str).map(|name| clean(name, 60));
+        let name = name.unwrap_or_else(|| pid.map_or_else(|| "qemu".to_owned(), |pid| format!("qemu-{pid}")));
+        let kvm = qmp.execute("query-kvm", json!({}))?.get("enabled") == Some(&Value::Bool(true));
+        let control = Control::new(qmp, pid, &options)?;
+        let info = VmiInfo {
+            name,
+            vcpus: control.vcpus(),
+            memory_bytes: memory.bytes(),
+            max_gfn: Gfn(memory.end().saturating_sub(1) >> 12),
+        };
+        let read_only = options.read_only;
+        Ok(Self { memory, control: RefCell::new(control), info, kvm, read_only, attached: Instant::now() })
+    }
+
+    /// Whether the gdb stub is connected.
+    pub fn is_stub_attached(&self) -> bool {
+        self.control.borrow().is_stub_attached()
+    }
+
+    /// How guest memory is read.
+    pub fn memory_path(&self) -> MemoryPath {
+        self.memory.path()
+    }
+
+    /// QEMU's process, where it is on this machine.
+    pub fn pid(&self) -> Option<u32> {
+        self.control.borrow().pid()
+    }
+
+    /// QEMU's major and minor version.
+    pub fn version(&self) -> (u64, u64) {
+        self.control.borrow().version()
+    }
+
+    /// Whether the guest stands still, whoever stopped it; held at an event is not paused.
+    pub fn is_paused(&self) -> bool {
+        self.control.borrow().is_paused()
+    }
+
+    /// What the user should know about how this guest was found, as sentences: repairs after a session that died.
+    pub fn notices(&self) -> Vec<String> {
+        self.control.borrow().notices().to_vec()
+    }
+
+    /// How often the guest was reset since it was attached: what was learnt about its kernel is then void.
+    pub fn resets(&self) -> u64 {
+        self.control.borrow().resets()
+    }
+
+    fn may_change(&self, what: &'static str) -> Result<(), VmiError> {
+        if self.read_only { Err(VmiError::ReadOnly { what }) } else { Ok(()) }
+    }
+}
+
+impl VmiDriver for QemuDriver {
+    type Architecture = Amd64;
+
+    fn info(&self) -> Result<VmiInfo, VmiError> {
+        Ok(self.info.clone())
+    }
+
+    fn capabilities(&self) -> (Vec<Capability>, Vec<Unavailable>) {
+        let mut can = vec![Capability::Read, Capability::Registers, Capability::TablePolling];
+        let mut cannot = Vec::new();
+        let mut refuse = |what, why: &str| cannot.push(Unavailable { what, why: why.to_owned() });
+        let steering = [Capability::Write, Capability::Breakpoints, Capability::Pause, Capability::Step];
+        if self.read_only {
+            for what in steering {
+                refuse(what, "the session is read-only; start without --read-only");
+            }
+        } else {
+            can.extend(steering);
+        }
+        match (self.read_only, self.kvm) {
+            (true, _) => refuse(Capability::HiddenBreakpoints, "the session is read-only; start without --read-only"),
+            (false, true) => refuse(
+                Capability::HiddenBreakpoints,
+                "under KVM the gdb stub writes INT3 into the guest's memory, which the guest can read",
+            ),
+            (false, false) => can.push(Capability::HiddenBreakpoints),
+        }
+        refuse(
+            Capability::TableWrites,
+            "QEMU reports no writes to page tables; they are read again several times a second",
+        );
+        refuse(
+            Capability::FaultInjection,
+            "QEMU cannot inject a page fault; a missing page is watched until the guest brings it in by itself",
+        );
+        refuse(Capability::Views, "QEMU has no second-level page tables of ours (no altp2m)");
+        (can, cannot)
+    }
+
+    fn clock_ns(&self) -> u64 {
+        u64::try_from(self.attached.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl VmiRead for QemuDriver {
+    fn read_physical(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
+        self.memory.read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line, None))
+    }
+
+    #[inline]
+    fn read_physical_u64(&self, pa: Pa) -> Result<u64, VmiError> {
+        if let Some(value) = self.memory.read_mapped_u64(pa) {
+            return Ok(value);
+        }
+        let mut bytes = [0; 8];
+        self.read_physical(pa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    #[inline]
+    fn is_direct(&self) -> bool {
+        self.memory.is_direct()
+    }
+}
+
+impl VmiWrite for QemuDriver {
+    /// Writes through the gdb stub, which tells QEMU's translator that code may have changed; a running guest is held
+    /// until the next wait for events.
+    fn write_physical(&self, pa: Pa, bytes: &[u8]) -> Result<(), VmiError> {
+        self.may_change("writing guest memory")?;
+        self.control.borrow_mut().write_physical(pa, bytes)
+    }
+}
+
+impl VmiQueryRegisters for QemuDriver {
+    fn registers(&self, vcpu: VcpuId) -> Result<Amd64Registers, VmiError> {
+        self.control.borrow_mut().registers(vcpu)
+    }
+}
+
+impl VmiSetRegisters for QemuDriver {
+    fn set_registers(&self, vcpu: VcpuId, registers: Amd64Registers) -> Result<(), VmiError> {
+        self.may_change("setting registers")?;
+        self.control.borrow_mut().set_registers(vcpu, &registers)
+    }
+}
+
+impl VmiEventControl for QemuDriver {
+    fn monitor_enable(&self, option: EventMonitor) -> Result<(), VmiError> {
+        match option {
+            EventMonitor::Interrupt(ExceptionVector::BREAKPOINT) | EventMonitor::Singlestep => Ok(()),
+            _ => Err(VmiError::Unsupported { what: "this event (QEMU reports breakpoints, watchpoints and steps)" }),
+        }
+    }
+
+    fn monitor_disable(&self, _: EventMonitor) -> Result<(), VmiError> {
+        Ok(())
+    }
+
+    fn events_pending(&self) -> usize {
+        self.control.borrow().events_pending()
+    }
+
+    fn event_processing_overhead(&self) -> Duration {
+        self.control.borrow().overhead()
+    }
+
+    fn wait_for_event<Handler>(&self, timeout: Duration, mut handler: Handler) -> Result<(), VmiError>
+    where
+        Handler: FnMut(&VmiEvent<Amd64>) -> VmiEventResponse<Amd64>,
+    {
+        let event = self.control.borrow_mut().next_event(timeout)?;
+        let response = handler(&event);
+        self.control.borrow_mut().answer(&event, &response)
+    }
+}
+
+impl VmiVmControl for QemuDriver {
+    fn pause(&self) -> Result<(), VmiError> {
+        self.may_change("pausing the guest")?;
+        self.control.borrow_mut().pause()
+    }
+
+    fn resume(&self) -> Result<(), VmiError> {
+        self.may_change("resuming the guest")?;
+        self.control.borrow_mut().resume()
+    }
+
+    fn allocate_gfn(&self) -> Result<Gfn, VmiError> {
+        Err(VmiError::Unsupported { what: "adding a page to a QEMU guest" })
+    }
+
+    fn allocate_gfn_at(&self, _: Gfn) -> Result<(), VmiError> {
+        self.allocate_gfn().map(drop)
+    }
+
+    fn free_gfn(&self, _: Gfn) -> Result<(), VmiError> {
+        Err(VmiError::Unsupported { what: "taking a page from a QEMU guest" })
+    }
+
+    fn inject_interrupt(&self, _: VcpuId, _: Interrupt) -> Result<(), VmiError> {
+        self.may_change("injecting an interrupt")?;
+        Err(VmiError::Unsupported { what: "injecting an interrupt into a QEMU guest" })
+    }
+
+    /// Takes out all breakpoints and watchpoints and lets go of the gdb stub.
+    fn reset_state(&self) -> Result<(), VmiError> {
+        self.control.borrow_mut().leave()
+    }
+}
+
+impl VmiDebugControl for QemuDriver {
+    /// A running guest is held until the next wait for events, so that several changes cost one stop.
+    fn set_breakpoint(&self, va: Va) -> Result<(), VmiError> {
+        self.may_change("setting a breakpoint")?;
+        self.control.borrow_mut().set_breakpoint(va)
+    }
+
+    fn clear_breakpoint(&self, va: Va) -> Result<(), VmiError> {
+        self.control.borrow_mut().clear_breakpoint(va)
+    }
+
+    /// Under TCG a stop reports one watchpoint, and one that another vCPU hit at the same moment comes late or under
+    /// the wrong address: whoever needs every change reads the memory again at each of these events.
+    fn set_watchpoint(&self, va: Va, bytes: u64, access: MemoryAccess) -> Result<(), VmiError> {
+        self.may_change("setting a watchpoint")?;
+        self.control.borrow_mut().set_watchpoint(va, bytes, access)
+    }
+
+    fn clear_watchpoint(&self, va: Va, bytes: u64, access: MemoryAccess) -> Result<(), VmiError> {
+        self.control.borrow_mut().clear_watchpoint(va, bytes, access)
+    }
+}
+
+impl VmiStep for QemuDriver {
+    fn step(&self, vcpu: VcpuId) -> Result<(), VmiError> {
+        self.may_change("stepping a vCPU")?;
+        self.control.borrow_mut().step(vcpu)
+    }
+}

@@ -1,0 +1,222 @@
+//! A small QMP client (QEMU's documentation, "QEMU Machine Protocol Specification").
+//!
+//! The `qapi` crate does not fit: it blocks without bounds on the length of a reply and on the time until it comes.
+//! Here each reply has a deadline and a largest size, and a peer that breaks either is given up for good.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use super::transport::{Address, Stream, wait_readable};
+use crate::engine::{error::VmiError, snapshot::clean};
+
+/// How long QEMU may take to answer. Its main loop holds everything up while it saves or migrates a machine.
+const REPLY_TIME: Duration = Duration::from_secs(5);
+/// The longest line that is taken: QEMU's longest replies (memory as text) have some hundred KiB.
+const LONGEST_LINE: usize = 8 << 20;
+/// Events that are kept until somebody asks for them.
+const MOST_EVENTS: usize = 1024;
+
+/// A connection to QEMU's monitor.
+#[derive(Debug)]
+pub struct Qmp {
+    stream: Stream,
+    address: Address,
+    received: Vec<u8>,
+    /// How much of `received` is known to hold no end of line.
+    searched: usize,
+    events: VecDeque<String>,
+    last_id: u64,
+    version: (u64, u64),
+    /// Why nothing can be said any more.
+    lost: Option<String>,
+}
+
+impl Qmp {
+    /// Connects, checks the greeting and leaves negotiation mode.
+    ///
+    /// # Errors
+    /// A sentence that tells a socket that is not QEMU's from one that serves somebody else.
+    pub fn connect(address: &Address, greeting_time: Duration) -> Result<Self, VmiError> {
+        let stream = Stream::connect(address, greeting_time).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => VmiError::Invalid(no_greeting(address)),
+            _ => VmiError::driver(format!("connecting to QEMU's QMP socket {address}"), error),
+        })?;
+        let mut qmp = Self {
+            stream,
+            address: address.clone(),
+            received: Vec::new(),
+            searched: 0,
+            events: VecDeque::new(),
+            last_id: 0,
+            version: (0, 0),
+            lost: None,
+        };
+        let greeting = match qmp.line(Instant::now() + greeting_time) {
+            Ok(Some(line)) => line,
+            // What has been said so far is no line of JSON, or nothing was said.
+            Ok(None) if qmp.received.is_empty() => return Err(VmiError::Invalid(no_greeting(address))),
+            Ok(None) => std::mem::take(&mut qmp.received),
+            Err(_) => return Err(VmiError::Invalid(format!("{address} is not a QMP socket: it hung up on us"))),
+        };
+        let version = serde_json::from_slice::<Value>(&greeting).ok().and_then(|greeting| {
+            let version = greeting.get("QMP")?.get("version")?.get("qemu")?;
+            Some((version.get("major")?.as_u64()?, version.get("minor")?.as_u64()?))
+        });
+        let Some(version) = version else {
+            let said = clean(&String::from_utf8_lossy(&greeting), 60);
+            return Err(VmiError::Invalid(format!(
+                "{address} is not a QMP socket: it greets with '{said}'; give the one of QEMU's -qmp option"
+            )));
+        };
+        qmp.version = version;
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// QEMU's major and minor version.
+    pub fn version(&self) -> (u64, u64) {
+        self.version
+    }
+
+    /// The process, user and group at the other end of a Unix socket.
+    pub fn peer(&self) -> Option<(u32, u32, u32)> {
+        self.stream.peer()
+    }
+
+    /// The socket's descriptor, for waiting on it.
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Executes a command and gives its `return` value.
+    ///
+    /// # Errors
+    /// [`VmiError::Driver`] with QEMU's own words when it refuses; [`VmiError::Lost`] when it is gone or silent.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, VmiError> {
+        if let Some(why) = &self.lost {
+            return Err(VmiError::Lost(why.clone()));
+        }
+        self.last_id += 1;
+        let id = self.last_id;
+        let mut text = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        text.push('\n');
+        let deadline = Instant::now() + REPLY_TIME;
+        if let Err(error) = self.stream.send(text.as_bytes(), deadline) {
+            return Err(self.give_up(&error));
+        }
+        loop {
+            let reply = match self.message(deadline)? {
+                Some(reply) => reply,
+                None => return Err(self.give_up(&io::ErrorKind::TimedOut.into())),
+            };
+            // Anything else is the reply to a command that was given up.
+            if reply.get("id").and_then(Value::as_u64) != Some(id) {
+                continue;
+            }
+            if let Some(error) = reply.get("error") {
+                let why = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
+                return Err(VmiError::driver(format!("asking QEMU to {command}"), clean(why, 300)));
+            }
+            return Ok(reply.get("return").cloned().unwrap_or(Value::Null));
+        }
+    }
+
+    /// Executes a line of the human monitor, for the vCPU of this index where one is named, and gives its output.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn human(&mut self, line: &str, vcpu: Option<u16>) -> Result<String, VmiError> {
+        let mut arguments = json!({ "command-line": line });
+        if let (Some(vcpu), Some(map)) = (vcpu, arguments.as_object_mut()) {
+            map.insert("cpu-index".into(), vcpu.into());
+        }
+        match self.execute("human-monitor-command", arguments)? {
+            Value::String(text) => Ok(text),
+            _ => Err(VmiError::driver(format!("asking QEMU's monitor for '{line}'"), "its answer is not text")),
+        }
+    }
+
+    /// The names of the events that have come in since the last call, oldest first.
+    ///
+    /// # Errors
+    /// [`VmiError::Lost`] when QEMU is gone.
+    pub fn events(&mut self) -> Result<Vec<String>, VmiError> {
+        if let Some(why) = &self.lost {
+            return Err(VmiError::Lost(why.clone()));
+        }
+        // Late replies are passed over.
+        while self.message(Instant::now())?.is_some() {}
+        Ok(self.events.drain(..).collect())
+    }
+
+    /// The next reply; events on the way are put aside. `None` when the deadline has passed.
+    fn message(&mut self, deadline: Instant) -> Result<Option<Value>, VmiError> {
+        loop {
+            let line = match self.line(deadline) {
+                Ok(Some(line)) => line,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(self.give_up(&error)),
+            };
+            let Ok(message) = serde_json::from_slice::<Value>(&line) else {
+                return Err(self.give_up(&io::Error::new(io::ErrorKind::InvalidData, "it does not speak JSON")));
+            };
+            let Some(event) = message.get("event") else { return Ok(Some(message)) };
+            if self.events.len() == MOST_EVENTS {
+                self.events.pop_front();
+            }
+            self.events.push_back(event.as_str().unwrap_or_default().to_owned());
+        }
+    }
+
+    /// The next line without its end; `None` when the deadline has passed.
+    fn line(&mut self, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            let unsearched = self.received.get(self.searched..).unwrap_or_default();
+            if let Some(end) = unsearched.iter().position(|&byte| byte == b'\n') {
+                let rest = self.received.split_off(self.searched + end + 1);
+                let mut line = std::mem::replace(&mut self.received, rest);
+                line.truncate(self.searched + end);
+                self.searched = 0;
+                return Ok(Some(line));
+            }
+            self.searched = self.received.len();
+            if self.received.len() > LONGEST_LINE {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its reply is too long"));
+            }
+            if self.stream.read_available(&mut self.received)? == 0
+                && !wait_readable(&[self.stream.as_raw_fd()], deadline)?.0
+            {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn give_up(&mut self, error: &io::Error) -> VmiError {
+        let why = match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                "QEMU has ended or closed its QMP socket".to_owned()
+            }
+            io::ErrorKind::TimedOut => format!(
+                "QEMU has not answered on {} for {} s: it hangs, or something has stopped its process",
+                self.address,
+                REPLY_TIME.as_secs()
+            ),
+            _ => format!("the QMP socket {} broke: {error}", self.address),
+        };
+        self.lost = Some(why.clone());
+        VmiError::Lost(why)
+    }
+}
+
+fn no_greeting(address: &Address) -> String {
+    format!(
+        "{address} does not greet: another client holds this QMP socket (QEMU serves one at a time), or it is not \
+         QEMU's; end the other client or give QEMU a second -qmp option"
+    )
+}

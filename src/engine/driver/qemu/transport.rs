@@ -1,0 +1,288 @@
+//! Sockets with deadlines: what QMP and the gdb stub are spoken over.
+//!
+//! Everything is non-blocking and waits in `poll`, because a QEMU that hangs must not hang us: each wait has an end.
+#![allow(unsafe_code)] // poll(2), a connect(2) that cannot block, and SO_PEERCRED have no safe form in std.
+
+use std::{
+    fmt, io,
+    io::{Read, Write},
+    net::{TcpStream, ToSocketAddrs},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use crate::engine::error::VmiError;
+
+/// Where a socket listens: `unix:PATH` (or a path as such) or `HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// Host and port.
+    Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = VmiError;
+
+    fn from_str(text: &str) -> Result<Self, VmiError> {
+        let text = text.trim();
+        if let Some(path) = text.strip_prefix("unix:") {
+            // QEMU's own form carries options behind the path.
+            let path = path.split(',').next().unwrap_or_default();
+            if !path.is_empty() {
+                return Ok(Self::Unix(path.into()));
+            }
+        } else if text.starts_with(['/', '.']) {
+            return Ok(Self::Unix(text.into()));
+        } else {
+            let text = text.strip_prefix("tcp:").unwrap_or(text).split(',').next().unwrap_or_default();
+            if let Some((host, port)) = text.rsplit_once(':')
+                && port.parse::<u16>().is_ok()
+            {
+                let host = if host.is_empty() { "127.0.0.1" } else { host };
+                return Ok(Self::Tcp(format!("{host}:{port}")));
+            }
+        }
+        Err(VmiError::Invalid(format!("'{text}' is not an address: unix:PATH or HOST:PORT is needed")))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(host) => f.write_str(host),
+        }
+    }
+}
+
+/// A connected, non-blocking socket.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over a Unix socket.
+    Unix(UnixStream),
+    /// Over TCP.
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Connects.
+    ///
+    /// # Errors
+    /// What the system says; `TimedOut` when the listener's queue stays full.
+    pub fn connect(address: &Address, timeout: Duration) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => connect_unix(path, Instant::now() + timeout).map(Self::Unix),
+            Address::Tcp(host) => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+                for address in host.to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, timeout) {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            stream.set_nonblocking(true)?;
+                            return Ok(Self::Tcp(stream));
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    /// Appends what has arrived, at most 64 KiB; nothing is not an error, the end of the stream is.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the peer has gone.
+    pub fn read_available(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
+        let mut buffer = [0; 65536];
+        loop {
+            let read = match self {
+                Self::Unix(stream) => stream.read(&mut buffer),
+                Self::Tcp(stream) => stream.read(&mut buffer),
+            };
+            return match read {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    into.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                    Ok(count)
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    /// Sends all bytes.
+    ///
+    /// # Errors
+    /// `TimedOut` when the peer does not read; what the system says.
+    pub fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = match self {
+                Self::Unix(stream) => stream.write(bytes),
+                Self::Tcp(stream) => stream.write(bytes),
+            };
+            match written {
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !poll(&[self.as_raw_fd()], libc::POLLOUT, deadline)?.0 {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The process that listens at the other end of a Unix socket, and its user and group.
+    pub fn peer(&self) -> Option<(u32, u32, u32)> {
+        let Self::Unix(stream) = self else { return None };
+        let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: the descriptor is open for as long as `stream` is borrowed; the option's buffer is a `ucred` that
+        // lives on this stack frame, and `length` is its size.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut credentials).cast(),
+                &raw mut length,
+            )
+        };
+        let pid = u32::try_from(credentials.pid).ok().filter(|&pid| pid != 0)?;
+        (result == 0).then_some((pid, credentials.uid, credentials.gid))
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Unix(stream) => stream.as_raw_fd(),
+            Self::Tcp(stream) => stream.as_raw_fd(),
+        }
+    }
+}
+
+/// `UnixStream::connect` blocks for ever on a listener whose queue is full; this does not.
+fn connect_unix(path: &std::path::Path, deadline: Instant) -> io::Result<UnixStream> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = path.as_os_str().as_bytes();
+    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path is too long for a Unix socket (107 bytes)"));
+    }
+    for (to, &from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: `socket` takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was opened just now and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    loop {
+        // SAFETY: `address` is a complete `sockaddr_un` on this stack frame, zero-terminated by the length check above.
+        let result = unsafe {
+            libc::connect(
+                fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_un>() as libc::socklen_t,
+            )
+        };
+        if result == 0 {
+            return Ok(UnixStream::from(fd));
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            // The queue is full; there is nothing to poll for.
+            io::ErrorKind::WouldBlock if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Waits until one of up to two descriptors can be read (or has ended); signals do not end the wait.
+///
+/// # Errors
+/// What `poll` says.
+pub fn wait_readable(fds: &[RawFd], deadline: Instant) -> io::Result<(bool, bool)> {
+    poll(fds, libc::POLLIN, deadline)
+}
+
+fn poll(fds: &[RawFd], events: libc::c_short, deadline: Instant) -> io::Result<(bool, bool)> {
+    let of = |index: usize| libc::pollfd { fd: fds.get(index).copied().unwrap_or(-1), events, revents: 0 };
+    // `poll` ignores negative descriptors.
+    let mut wanted = [of(0), of(1)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up, or the last part of a millisecond would be spent spinning.
+        let milliseconds = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+        // SAFETY: `wanted` is an array of two `pollfd` on this stack frame, and 2 is its length.
+        let ready = unsafe { libc::poll(wanted.as_mut_ptr(), 2, milliseconds) };
+        match ready {
+            0 if Instant::now() < deadline => {}
+            0 => return Ok((false, false)),
+            1.. => return Ok((wanted[0].revents != 0, wanted[1].revents != 0)),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_two_forms() {
+        let unix = |path: &str| Address::Unix(path.into());
+        for (text, want) in [
+            ("unix:/run/q", unix("/run/q")),
+            ("unix:/run/q,server=on,wait=off", unix("/run/q")),
+            ("/run/q", unix("/run/q")),
+            ("localhost:4444", Address::Tcp("localhost:4444".into())),
+            ("tcp::1234,server=on", Address::Tcp("127.0.0.1:1234".into())),
+        ] {
+            assert_eq!(text.parse::<Address>().ok(), Some(want), "{text}");
+        }
+        for text in ["", "unix:", "localhost", "host:port", "host:70000"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_full_listener_does_not_hang_us() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let address = Address::Unix(path);
+        let mut queued = Vec::new();
+        // The queue's length is the system's business; that it ends, and how, is ours.
+        let refused = (0..100_000).find_map(|_| match Stream::connect(&address, Duration::ZERO) {
+            Ok(stream) => {
+                queued.push(stream);
+                None
+            }
+            Err(error) => Some(error.kind()),
+        });
+        assert_eq!(refused, Some(io::ErrorKind::TimedOut));
+    }
+}
