@@ -113,7 +113,10 @@ impl Guest {
                 skip(said.trim());
                 return None;
             }
-            _ => panic!("scripts/guest failed with {options:?}: {said}"),
+            _ => {
+                let _ = fs::remove_dir_all(&dir);
+                panic!("scripts/guest failed with {options:?}: {said}")
+            }
         }
         let attach = String::from_utf8(output.stdout).expect("scripts/guest prints text");
         let attach = attach.split_whitespace().skip(1).map(str::to_owned).collect();
@@ -321,8 +324,8 @@ impl Drop for Guest {
 
 /// Says that a test cannot run here and why; with `CI=true` that is a failure.
 pub fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "cannot be skipped with CI=true: {reason}");
     println!("skipped: {}", reason.replace('\n', "; "));
-    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "skipped with CI=true: {reason}");
 }
 
 fn script() -> Command {
