@@ -14,6 +14,7 @@ pub mod command;
 pub mod driver;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod os;
 pub mod ptm;
 pub mod session;
