@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 pub mod faults;
 pub mod os;
+pub mod profile;
 pub mod ptm;
 pub mod session;
 pub mod snapshot;

@@ -6,6 +6,7 @@
 //! is copied out with volatile reads and never borrowed.
 
 pub mod qemu;
+pub mod sim;
 
 use std::{fmt, time::Duration};
 
