@@ -31,7 +31,7 @@ pub struct Cli {
 }
 
 /// Options that every guest takes, before or behind its name.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Run without a terminal
     #[arg(long, global = true, help_heading = "Headless")]
@@ -65,8 +65,8 @@ pub struct Options {
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub log_file: Option<PathBuf>,
     /// How much is logged: off, error, warn, info, debug or trace
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", value_parser = log_level, hide_default_value = true)]
-    pub log_level: Option<LevelFilter>,
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
+    pub log_level: LevelFilter,
 }
 
 /// Options that may be repeated, before and behind the guest's name. They are not clap's global options, because of
@@ -98,7 +98,7 @@ pub enum Guest {
 }
 
 /// The built-in guest.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct Demo {
     /// Repeatable options behind the command; [`Cli::lists`] has them all.
     #[command(flatten)]
@@ -112,6 +112,13 @@ pub struct Demo {
     /// How many processes the guest starts with [default: what its model has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub processes: Option<u32>,
+}
+
+impl Default for Demo {
+    /// The guest of `vmscope` without a command: what `vmscope demo` watches.
+    fn default() -> Self {
+        Self { lists: Lists::default(), seed: 1, ticks: None, processes: None }
+    }
 }
 
 /// A QEMU process. ADDR is unix:PATH or HOST:PORT.
@@ -225,6 +232,8 @@ mod tests {
             assert!(matches!(cli.guest, Some(Guest::Demo(Demo { seed: 7, .. }))));
         }
         assert!(read("vmscope").expect("no arguments at all").guest.is_none());
+        let Some(Guest::Demo(demo)) = read("vmscope demo").expect("valid").guest else { panic!("the demo") };
+        assert_eq!((demo.seed, demo.ticks), (Demo::default().seed, Demo::default().ticks));
     }
 
     #[test]

@@ -7,9 +7,13 @@
 
 pub mod action;
 pub mod config;
+pub mod event_loop;
+pub mod headless;
 pub mod history;
 pub mod keymap;
 pub mod logging;
 pub mod screenshot;
 pub mod script;
+pub mod start;
+pub mod terminal;
 pub mod update;

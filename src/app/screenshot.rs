@@ -1,6 +1,18 @@
 //! Where a screenshot goes and in which form.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt, fs,
+    io::{self, Write},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use ratatui::buffer::Buffer;
+
+use crate::{
+    engine::snapshot::Snapshot,
+    ui::{export, theme::Theme},
+};
 
 /// The form of a screenshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,4 +69,45 @@ impl fmt::Display for Screenshot {
             None => f.write_str("standard output"),
         }
     }
+}
+
+/// What a screenshot is taken of.
+#[derive(Debug)]
+pub struct Shot<'a> {
+    /// The cells of the screen.
+    pub buffer: &'a Buffer,
+    /// The picture that they show.
+    pub snapshot: &'a Snapshot,
+    /// The colours behind the cells' own.
+    pub theme: &'a Theme,
+}
+
+impl Screenshot {
+    /// Takes it and leaves it where it belongs.
+    ///
+    /// # Errors
+    /// A sentence when it cannot be made or written.
+    pub fn leave(&self, shot: &Shot<'_>) -> Result<(), String> {
+        let bytes = match self.format {
+            Format::Text => export::text(shot.buffer).into_bytes(),
+            Format::Ansi => export::ansi(shot.buffer).into_bytes(),
+            Format::Svg => export::svg(shot.buffer, shot.theme).into_bytes(),
+            Format::Png => export::png(shot.buffer, shot.theme)?,
+            Format::Json => json(shot.snapshot)?.into_bytes(),
+        };
+        let written = match &self.file {
+            Some(file) => fs::write(file, bytes),
+            None => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush()),
+        };
+        written.map_err(|error| format!("cannot write the screenshot to {self}: {error}; check --screenshot"))
+    }
+}
+
+/// The JSON form of a snapshot, as `docs/snapshot.md` describes it.
+///
+/// # Errors
+/// A sentence when it cannot be written as JSON, which is a mistake in vmscope.
+pub fn json(snapshot: &Snapshot) -> Result<String, String> {
+    let text = serde_json::to_string_pretty(snapshot);
+    text.map(|text| text + "\n").map_err(|error| format!("cannot write the snapshot as JSON: {error}"))
 }

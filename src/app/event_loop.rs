@@ -1,0 +1,574 @@
+//! The loop: waits for input, for the engine and for answers, and draws when something changed.
+//!
+//! The only place that does I/O for the screen. It is generic over the backend that is drawn on and over the
+//! [`Console`] that keys come from, so that a run without a terminal is the same program. It never waits for the
+//! engine: commands go out by `try_send`, answers are collected when they are there.
+
+use std::{
+    fmt::Display,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crokey::KeyCombination;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SendTimeoutError, TryRecvError, TrySendError, bounded};
+use crossterm::event::{Event, KeyEventKind, MouseEvent, MouseEventKind};
+use ratatui::{Terminal, backend::Backend};
+
+use super::{
+    action::Action,
+    history::History,
+    keymap::{self, Keymap},
+    logging,
+    update::{self, Draft, Effect, hints, popup},
+};
+use crate::{
+    engine::{
+        command::{Answer, Command, Done, Engine, Request},
+        snapshot::{Snapshot, Status},
+    },
+    ui::{
+        self, rows,
+        state::{Popup, Severity, UiState},
+        theme::Theme,
+    },
+};
+
+/// Shortest time between two frames: 30 a second.
+const FRAME: Duration = Duration::from_millis(33);
+/// The unit in which notices fade.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a script waits for an answer of the engine before it gives up.
+const ANSWER_BOUND: Duration = Duration::from_secs(60);
+/// How long the engine may take to leave the guest.
+const LEAVE_BOUND: Duration = Duration::from_secs(10);
+
+/// What comes in from outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A key, the mouse, a paste, a new size, the focus.
+    Terminal(Event),
+    /// The signal that suspends.
+    Suspend,
+    /// The process runs again after it was stopped.
+    Continued,
+    /// A signal that ends the program, by its name.
+    Terminate(&'static str),
+    /// The terminal is gone, and why.
+    Lost(String),
+}
+
+/// How things stand when a console is asked for its next step.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// The newest picture.
+    pub snapshot: &'a Snapshot,
+    /// Time since the loop began: real, or the guest's in a run of virtual time.
+    pub now: Duration,
+    /// Whether the engine has ended, so that nothing will change any more.
+    pub engine_ended: bool,
+}
+
+/// The next step of a console.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Nothing before something happens.
+    Wait,
+    /// Nothing before something happens or the time has passed.
+    WaitFor(Duration),
+    /// A key is pressed.
+    Press(KeyCombination),
+    /// The guest is to run for this many ticks of virtual time.
+    Advance(u64),
+    /// The run is over.
+    End,
+    /// The run has failed, and why.
+    Fail(String),
+}
+
+/// Where keys come from and what a screen is besides its cells.
+pub trait Console {
+    /// What comes in by itself.
+    fn inputs(&self) -> &Receiver<Input>;
+
+    /// Asked whenever no command is under way.
+    fn next(&mut self, _: &Situation<'_>) -> Next {
+        Next::Wait
+    }
+
+    /// Whether nobody is there who could decide that an answer takes too long.
+    fn is_scripted(&self) -> bool {
+        false
+    }
+
+    /// Whether time is the guest's: pictures are looked at one by one, in step with the engine.
+    fn is_virtual(&self) -> bool {
+        false
+    }
+
+    /// Before the cells of a frame are written.
+    fn begin_frame(&mut self) {}
+
+    /// After the cells of a frame were written.
+    fn end_frame(&mut self) {}
+
+    /// Puts text on the user's clipboard.
+    fn copy(&mut self, _: &str) {}
+
+    /// Gives the terminal to the shell until the user comes back; answers whether everything must be drawn again.
+    ///
+    /// # Errors
+    /// A sentence when the terminal does not come back.
+    fn suspend(&mut self) -> Result<bool, String> {
+        Ok(false)
+    }
+
+    /// Takes the terminal again after the process was stopped from outside.
+    ///
+    /// # Errors
+    /// A sentence when the terminal does not come back.
+    fn resume(&mut self) -> Result<bool, String> {
+        Ok(false)
+    }
+}
+
+/// What a loop needs besides terminal, console and engine.
+#[derive(Debug)]
+pub struct Setup {
+    /// The colours.
+    pub theme: Theme,
+    /// The keys.
+    pub keymap: Keymap,
+    /// The state that the screen begins with.
+    pub state: UiState,
+    /// A ping after a new line of the log; `None` where the log is not watched.
+    pub logged: Option<Receiver<()>>,
+}
+
+/// Why a loop ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The user left, or the script was done.
+    Done,
+    /// A signal asked for it.
+    Signal(&'static str),
+}
+
+/// A command under way.
+struct Pending {
+    answer: Receiver<Answer>,
+    draft: Option<Box<Draft>>,
+    since: Instant,
+}
+
+/// A running loop.
+pub struct Loop<'a, B: Backend, C: Console> {
+    terminal: &'a mut Terminal<B>,
+    console: &'a mut C,
+    engine: Engine,
+    theme: Theme,
+    keymap: Keymap,
+    state: UiState,
+    history: History,
+    shown: Arc<Snapshot>,
+    pending: Vec<Pending>,
+    logged: Option<Receiver<()>>,
+    engine_ended: bool,
+    dirty: bool,
+    began: Instant,
+    drawn: Option<Instant>,
+    ticked: Duration,
+    ended: Option<Result<Ended, String>>,
+}
+
+impl<'a, B, C> Loop<'a, B, C>
+where
+    B: Backend,
+    B::Error: Display,
+    C: Console,
+{
+    /// A loop that has not begun yet.
+    pub fn new(terminal: &'a mut Terminal<B>, console: &'a mut C, engine: Engine, setup: Setup) -> Self {
+        let first = engine.snapshot.load_full();
+        let mut state = setup.state;
+        state.virtual_time = console.is_virtual();
+        Self {
+            terminal,
+            console,
+            theme: setup.theme,
+            keymap: setup.keymap,
+            state,
+            history: History::new(Arc::clone(&first)),
+            shown: first,
+            pending: Vec::new(),
+            logged: setup.logged,
+            engine_ended: false,
+            dirty: true,
+            began: Instant::now(),
+            drawn: None,
+            ticked: Duration::ZERO,
+            ended: None,
+            engine,
+        }
+    }
+
+    /// Runs until the user, the script or a signal ends it. The engine is still there afterwards: see [`leave`].
+    ///
+    /// # Errors
+    /// A sentence when the terminal is lost or the script fails.
+    pub fn run(&mut self) -> Result<Ended, String> {
+        self.settle();
+        loop {
+            let wait = self.follow_script();
+            if let Some(ended) = self.ended.take() {
+                self.draw()?;
+                return ended;
+            }
+            self.draw_when_due()?;
+            self.wait(wait);
+            self.collect();
+        }
+    }
+
+    /// The picture on the screen.
+    pub fn shown(&self) -> &Arc<Snapshot> {
+        &self.shown
+    }
+
+    /// Takes the console's steps until it waits; answers for how long it may wait.
+    fn follow_script(&mut self) -> Option<Duration> {
+        loop {
+            if self.ended.is_some() {
+                return None;
+            }
+            if let Some(oldest) = self.pending.first() {
+                if !self.console.is_scripted() {
+                    return None;
+                }
+                let left = ANSWER_BOUND.saturating_sub(oldest.since.elapsed());
+                if left.is_zero() {
+                    let bound = ANSWER_BOUND.as_secs();
+                    self.ended = Some(Err(format!(
+                        "the engine did not answer a command within {bound} s; a log (--log-file) says what it was doing"
+                    )));
+                }
+                return Some(left);
+            }
+            let snapshot = self.history.live();
+            let situation = Situation { snapshot, now: self.now(), engine_ended: self.engine_ended };
+            match self.console.next(&situation) {
+                Next::Wait => return None,
+                Next::WaitFor(time) => return Some(time),
+                Next::Press(key) => self.press(key),
+                Next::Advance(ticks) => self.send(Command::Advance(ticks), None),
+                Next::End => self.ended = Some(Ok(Ended::Done)),
+                Next::Fail(why) => self.ended = Some(Err(why)),
+            }
+        }
+    }
+
+    /// Time since the loop began, by the clock that the console lives by.
+    fn now(&self) -> Duration {
+        if self.console.is_virtual() {
+            Duration::from_nanos(self.history.live().taken_at_ns)
+        } else {
+            self.began.elapsed()
+        }
+    }
+
+    /// Blocks until something is there to be collected, a frame or a tick is due, or the time has passed.
+    fn wait(&mut self, longest: Option<Duration>) {
+        let mut select = Select::new();
+        select.recv(self.console.inputs());
+        if !self.engine_ended {
+            select.recv(&self.engine.changed);
+        }
+        for pending in &self.pending {
+            select.recv(&pending.answer);
+        }
+        if let Some(logged) = &self.logged {
+            select.recv(logged);
+        }
+        let mut longest = longest;
+        let mut at_most = |time: Duration| longest = Some(longest.map_or(time, |longest| longest.min(time)));
+        if !self.console.is_virtual() {
+            if self.dirty {
+                at_most(self.drawn.map_or(Duration::ZERO, |drawn| FRAME.saturating_sub(drawn.elapsed())));
+            }
+            if !self.state.notices.is_empty() {
+                at_most((self.ticked + TICK).saturating_sub(self.now()));
+            }
+        }
+        match longest {
+            Some(time) => {
+                // Nothing ready is fine: the time has passed.
+                let _ = select.ready_timeout(time);
+            }
+            None => {
+                select.ready();
+            }
+        }
+    }
+
+    /// Takes in everything that is there.
+    fn collect(&mut self) {
+        if self.logged.as_ref().is_some_and(|logged| logged.try_recv().is_ok()) {
+            self.dirty = true;
+        }
+        let inputs = self.console.inputs().clone();
+        loop {
+            match inputs.try_recv() {
+                Ok(input) => self.input(input),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.ended.get_or_insert(Err("nothing is left that could send keys".into()));
+                    break;
+                }
+            }
+            if self.ended.is_some() {
+                return;
+            }
+        }
+        let mut answered = false;
+        let mut index = 0;
+        while let Some(pending) = self.pending.get(index) {
+            match pending.answer.try_recv() {
+                Err(TryRecvError::Empty) => index += 1,
+                answer => {
+                    let pending = self.pending.remove(index);
+                    match answer {
+                        Ok(answer) => self.answer(answer, pending.draft),
+                        // The engine dropped the question: it is gone.
+                        Err(_) => self.engine_has_ended(),
+                    }
+                    answered = true;
+                }
+            }
+        }
+        let pinged = self.ping();
+        // In step with the engine, only an answer tells that a picture is complete.
+        let in_step = self.console.is_virtual() && self.history.live().status != Status::Attaching;
+        if answered || (pinged && !in_step) {
+            self.digest();
+        }
+        self.tick();
+    }
+
+    /// Whether the engine has published; notes its end.
+    fn ping(&mut self) -> bool {
+        if self.engine_ended {
+            return false;
+        }
+        match self.engine.changed.try_recv() {
+            Ok(()) => true,
+            Err(TryRecvError::Empty) => false,
+            Err(TryRecvError::Disconnected) => {
+                self.engine_has_ended();
+                true
+            }
+        }
+    }
+
+    fn engine_has_ended(&mut self) {
+        if self.engine_ended {
+            return;
+        }
+        self.engine_ended = true;
+        self.dirty = true;
+        // The engine's own last picture has the better reason, where it could still publish one.
+        if self.engine.snapshot.load().status != Status::Lost {
+            let what = "the engine has ended: what is shown is the last picture of the guest";
+            self.state.notify(Severity::Error, what);
+        }
+    }
+
+    fn digest(&mut self) {
+        if self.history.digest(self.engine.snapshot.load_full()) {
+            self.settle();
+        }
+    }
+
+    /// Notices fade with time, by whichever clock the run has.
+    fn tick(&mut self) {
+        if self.state.notices.is_empty() {
+            self.ticked = self.now();
+            return;
+        }
+        while self.ticked + TICK <= self.now() {
+            self.ticked += TICK;
+            self.dirty |= self.state.tick();
+        }
+    }
+
+    /// Brings the lists, the selection and the footer up to date with picture and state.
+    fn settle(&mut self) {
+        self.shown = self.history.shown();
+        self.state.past = self.history.past();
+        if let Ok(size) = self.terminal.size() {
+            self.state.size = (size.width, size.height);
+        }
+        rows::settle(&self.shown, &mut self.state);
+        hints::refresh(&mut self.state, &self.shown, &self.keymap);
+        self.dirty = true;
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Terminal(Event::Key(key)) if key.kind != KeyEventKind::Release => self.press(keymap::pressed(key)),
+            Input::Terminal(Event::Key(_)) => {}
+            Input::Terminal(Event::Mouse(mouse)) => self.mouse(mouse),
+            Input::Terminal(Event::Paste(text)) => {
+                popup::paste(&mut self.state, &self.shown, &text);
+                self.settle();
+            }
+            Input::Terminal(Event::Resize(..) | Event::FocusGained | Event::FocusLost) => self.settle(),
+            Input::Suspend => self.carry_out(vec![Effect::Suspend]),
+            Input::Continued => {
+                let resumed = self.console.resume();
+                self.redraw(resumed);
+            }
+            Input::Terminate(signal) => self.ended = Some(Ok(Ended::Signal(signal))),
+            Input::Lost(why) => self.ended = Some(Err(why)),
+        }
+    }
+
+    fn press(&mut self, key: KeyCombination) {
+        let effects = update::key(&mut self.state, &self.shown, &self.keymap, key);
+        self.carry_out(effects);
+        self.settle();
+    }
+
+    /// The wheel scrolls, a click selects.
+    fn mouse(&mut self, event: MouseEvent) {
+        let action = match event.kind {
+            MouseEventKind::ScrollDown => Action::Down,
+            MouseEventKind::ScrollUp => Action::Up,
+            _ => return,
+        };
+        let effects = update::update(&mut self.state, &self.shown, action);
+        self.carry_out(effects);
+        self.settle();
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send(command) => self.send(command, None),
+                Effect::SendFrom(command, draft) => self.send(command, Some(draft)),
+                Effect::Copy(text) => self.console.copy(&text),
+                Effect::Freeze => self.history.freeze(),
+                Effect::Back => {
+                    if !self.history.back() {
+                        self.state.notify(Severity::Info, "there is no earlier picture");
+                    }
+                }
+                Effect::Forward => self.history.forward(),
+                Effect::Redraw => self.redraw(Ok(true)),
+                Effect::Suspend => {
+                    let suspended = self.console.suspend();
+                    self.redraw(suspended);
+                }
+                Effect::Leave => self.ended = Some(Ok(Ended::Done)),
+            }
+        }
+    }
+
+    /// Sends a command without waiting; its answer becomes a notice.
+    fn send(&mut self, command: Command, draft: Option<Box<Draft>>) {
+        let (answer, receiver) = bounded(1);
+        match self.engine.requests.try_send(Request { command, answer }) {
+            Ok(()) => self.pending.push(Pending { answer: receiver, draft, since: Instant::now() }),
+            Err(TrySendError::Full(_)) => {
+                self.state.notify(Severity::Warning, "the engine is busy and takes no more commands now; try again");
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                let what = "the engine has ended and takes no commands; quit and start vmscope again";
+                self.state.notify(Severity::Error, what);
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, draft: Option<Box<Draft>>) {
+        match answer {
+            Ok(Done::Quiet) => {}
+            Ok(Done::Said(text) | Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
+                tracing::info!("{text}");
+                self.state.notify(Severity::Info, text);
+            }
+            Ok(Done::Found(found, more)) => {
+                let text = format!("found {}{} times", found.len(), if more { " or more" } else { "" });
+                self.state.notify(Severity::Info, text);
+            }
+            Err(why) => {
+                tracing::error!("{why}");
+                if let (Some(draft), true) = (draft, self.state.popups.is_empty()) {
+                    let Draft(mut dialog) = *draft;
+                    dialog.error = Some(why);
+                    self.state.popups.push(Popup::Add(dialog));
+                } else {
+                    self.state.notify(Severity::Error, why);
+                }
+            }
+        }
+        self.settle();
+    }
+
+    /// Forgets what the terminal shows, so that the next frame writes every cell.
+    fn redraw(&mut self, needed: Result<bool, String>) {
+        match needed {
+            Ok(true) => {
+                if let Err(error) = self.terminal.clear() {
+                    self.ended = Some(Err(format!("cannot clear the terminal: {error}")));
+                }
+                self.settle();
+            }
+            Ok(false) => {}
+            Err(why) => self.ended = Some(Err(why)),
+        }
+    }
+
+    fn draw_when_due(&mut self) -> Result<(), String> {
+        let due = self.drawn.is_none_or(|drawn| drawn.elapsed() >= FRAME);
+        if self.dirty && due && !self.console.is_virtual() { self.draw() } else { Ok(()) }
+    }
+
+    fn draw(&mut self) -> Result<(), String> {
+        logging::collect();
+        self.console.begin_frame();
+        let (shown, state, theme) = (&self.shown, &self.state, &self.theme);
+        let drawn = self.terminal.draw(|frame| ui::render(frame, shown, state, theme)).map(|_| ());
+        self.console.end_frame();
+        self.dirty = false;
+        self.drawn = Some(Instant::now());
+        drawn.map_err(|error| format!("cannot draw on the terminal: {error}"))
+    }
+}
+
+/// Lets the engine take everything out of the guest and end.
+///
+/// # Errors
+/// A sentence when it could not, or does not end in time.
+pub fn leave(engine: &Engine) -> Result<(), String> {
+    let until = Instant::now() + LEAVE_BOUND;
+    let (answer, answered) = bounded(1);
+    match engine.requests.send_deadline(Request { command: Command::Quit, answer }, until) {
+        // An engine that has ended by itself has left the guest already.
+        Ok(()) | Err(SendTimeoutError::Disconnected(_)) => {}
+        Err(SendTimeoutError::Timeout(_)) => return Err(stuck()),
+    }
+    loop {
+        match engine.changed.recv_deadline(until) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => return Err(stuck()),
+        }
+    }
+    answered.try_recv().ok().map_or(Ok(()), |answer| answer.map(|_| ()))
+}
+
+fn stuck() -> String {
+    let bound = LEAVE_BOUND.as_secs();
+    format!(
+        "the engine did not leave the guest within {bound} s; look at the guest, breakpoints may still be set in it"
+    )
+}

@@ -1,0 +1,117 @@
+//! A run of the program around a started engine: with the user's terminal, or without.
+//!
+//! Whatever way a run ends, a panic of this thread included, the engine is asked to leave the guest before the
+//! process goes.
+
+use std::{
+    env,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use ratatui::{Terminal, backend::TestBackend};
+
+use super::{
+    config::{self, Config},
+    event_loop::{Ended, Input, Loop, Setup, leave},
+    headless::{Plan, Scripted},
+    keymap::Keymap,
+    screenshot::{Screenshot, Shot},
+    script::Size,
+    terminal::{self, Keyboard, Screen},
+};
+use crate::{
+    engine::command::Engine,
+    ui::{
+        state::{ColorDepth, UiState},
+        theme::Theme,
+    },
+};
+
+/// The size of a headless screen that is not told.
+const DEFAULT_SIZE: Size = Size { columns: 120, rows: 40 };
+
+/// Reads configuration and theme; `theme` goes before what the configuration names.
+///
+/// # Errors
+/// A sentence when one of them cannot be read or is wrong.
+pub fn prepare(config: Option<&Path>, theme: Option<&str>, headless: bool) -> Result<Setup, String> {
+    let config = Config::read(config)?;
+    let theme = theme.or(config.theme.as_deref()).map_or_else(|| Ok(Theme::default()), config::theme)?;
+    let keymap = Keymap::new(&config.keys())?;
+    let colors = if headless { ColorDepth::TrueColor } else { colors() };
+    let state = UiState { colors, ..UiState::default() };
+    Ok(Setup { theme: theme.reduced(colors), keymap, state, logged: None })
+}
+
+/// How many colours the terminal says it has.
+fn colors() -> ColorDepth {
+    let variable = |name: &str| env::var(name).unwrap_or_default();
+    let (kind, term) = (variable("COLORTERM"), variable("TERM"));
+    if !variable("NO_COLOR").is_empty() || term == "dumb" {
+        ColorDepth::Mono
+    } else if kind == "truecolor" || kind == "24bit" || term.ends_with("-direct") {
+        ColorDepth::TrueColor
+    } else if term.contains("256color") {
+        ColorDepth::Ansi256
+    } else {
+        ColorDepth::Ansi16
+    }
+}
+
+/// Runs without a terminal and leaves the screenshots, also when the script fails.
+///
+/// # Errors
+/// The first thing that went wrong, in a sentence.
+pub fn headless(
+    engine: Engine,
+    setup: Setup,
+    plan: Plan,
+    size: Option<Size>,
+    screenshots: &[Screenshot],
+    signals: Receiver<Input>,
+) -> Result<(), String> {
+    let guest = engine.clone();
+    leaving(&guest, move || {
+        let size = size.unwrap_or(DEFAULT_SIZE);
+        let Ok(mut terminal) = Terminal::new(TestBackend::new(size.columns, size.rows));
+        let mut console = Scripted::new(plan, signals);
+        let theme = setup.theme.clone();
+        let mut run = Loop::new(&mut terminal, &mut console, engine, setup);
+        let ended = match run.run() {
+            Ok(Ended::Done) => Ok(()),
+            Ok(Ended::Signal(signal)) => Err(format!("ended by {signal} before the run was over")),
+            Err(why) => Err(why),
+        };
+        let shown = run.shown().clone();
+        let shot = Shot { buffer: terminal.backend().buffer(), snapshot: &shown, theme: &theme };
+        let left = screenshots.iter().try_for_each(|screenshot| screenshot.leave(&shot));
+        ended.and(left)
+    })
+}
+
+/// Runs on the user's terminal.
+///
+/// # Errors
+/// A sentence when the terminal cannot be used or is lost.
+pub fn dashboard(engine: Engine, setup: Setup, signals: Receiver<Input>, keys: Sender<Input>) -> Result<(), String> {
+    let guest = engine.clone();
+    leaving(&guest, move || {
+        let mut screen = Screen::open()?;
+        terminal::inputs(keys);
+        let mut keyboard = Keyboard::new(signals);
+        // Every signal that ends a dashboard is a request to leave, which was done.
+        Loop::new(&mut screen.terminal, &mut keyboard, engine, setup).run().map(|_| ())
+    })
+}
+
+/// Runs and then lets the engine leave the guest, whatever happens.
+fn leaving(guest: &Engine, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let ended = panic::catch_unwind(AssertUnwindSafe(run));
+    let left = leave(guest);
+    match ended {
+        Ok(ended) => ended.and(left),
+        Err(_) => Err("vmscope itself failed (see above); the engine was asked to leave the guest".into()),
+    }
+}

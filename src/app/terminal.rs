@@ -1,0 +1,213 @@
+//! The real terminal: taken, and given back on every way out.
+//!
+//! Raw mode, alternate screen, mouse, bracketed paste and focus reports are switched on together and off together.
+//! A panic of the thread that draws gives the terminal back before it is told; a panic of any other thread is
+//! logged and leaves the screen alone, because the screen goes on.
+
+use std::{
+    io::{self, IsTerminal, Stdout, Write},
+    panic,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use crossterm::{
+    clipboard::CopyToClipboard,
+    cursor,
+    event::{
+        self, DisableBracketedPaste, DisableFocusChange, DisableMouseCapture, EnableBracketedPaste, EnableFocusChange,
+        EnableMouseCapture,
+    },
+    execute, queue,
+    terminal::{self, BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen},
+};
+use ratatui::{Terminal, backend::CrosstermBackend};
+use signal_hook::{
+    consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP},
+    iterator::Signals,
+    low_level,
+};
+
+use super::event_loop::{Console, Input};
+
+/// Whether the terminal is ours now; what [`restore`] undoes once.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether there is a terminal to draw on and to read keys from.
+///
+/// # Errors
+/// A sentence when there is none.
+pub fn check() -> Result<(), String> {
+    if io::stdout().is_terminal() && io::stdin().is_terminal() {
+        return Ok(());
+    }
+    Err("the dashboard needs a terminal as standard input and output; run vmscope in one, or add --headless to run \
+         without (with --keys and --screenshot)"
+        .into())
+}
+
+/// The terminal of a user, drawn on by ratatui; given back when dropped.
+pub struct Screen {
+    /// What frames are drawn on.
+    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+}
+
+impl Screen {
+    /// Takes the terminal for the calling thread, which must be the one that draws.
+    ///
+    /// # Errors
+    /// A sentence when it does not take a mode.
+    pub fn open() -> Result<Self, String> {
+        restore_on_panic();
+        take().map_err(|error| format!("cannot prepare the terminal: {error}; try another one, or --headless"))?;
+        let terminal = Terminal::new(CrosstermBackend::new(io::stdout())).map_err(|error| {
+            restore();
+            format!("cannot ask the terminal for its size: {error}; try another one, or --headless")
+        })?;
+        Ok(Self { terminal })
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Switches all modes on.
+fn take() -> io::Result<()> {
+    TAKEN.store(true, Ordering::SeqCst);
+    terminal::enable_raw_mode()
+        .and_then(|()| {
+            execute!(io::stdout(), EnterAlternateScreen, EnableMouseCapture, EnableBracketedPaste, EnableFocusChange)
+        })
+        .inspect_err(|_| restore())
+}
+
+/// Switches all modes off, if they are on. A terminal that is gone cannot be restored, so failures are not told.
+fn restore() {
+    if TAKEN.swap(false, Ordering::SeqCst) {
+        let _ = execute!(
+            io::stdout(),
+            DisableFocusChange,
+            DisableBracketedPaste,
+            DisableMouseCapture,
+            LeaveAlternateScreen,
+            cursor::Show
+        );
+        let _ = terminal::disable_raw_mode();
+        let _ = io::stdout().flush();
+    }
+}
+
+/// Stops this process as the terminal's suspend key does, and takes the terminal again when it is continued.
+///
+/// # Errors
+/// When the terminal does not come back.
+fn suspend() -> io::Result<()> {
+    restore();
+    low_level::emulate_default_handler(SIGTSTP)?;
+    take()
+}
+
+fn restore_on_panic() {
+    let drawing = thread::current().id();
+    let told = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if thread::current().id() == drawing {
+            restore();
+        } else if TAKEN.load(Ordering::SeqCst) {
+            let name = thread::current().name().unwrap_or("unnamed").to_owned();
+            tracing::error!("the thread '{name}' panicked: {info}");
+            return;
+        }
+        told(info);
+    }));
+}
+
+/// The user at the terminal.
+#[derive(Debug)]
+pub struct Keyboard {
+    inputs: Receiver<Input>,
+}
+
+impl Keyboard {
+    /// Reads from an [`input_queue`].
+    pub const fn new(inputs: Receiver<Input>) -> Self {
+        Self { inputs }
+    }
+}
+
+impl Console for Keyboard {
+    fn inputs(&self) -> &Receiver<Input> {
+        &self.inputs
+    }
+
+    // Terminals show what lies between the two marks at once; others ignore them. A terminal that is gone is told by
+    // the frame itself.
+    fn begin_frame(&mut self) {
+        let _ = queue!(io::stdout(), BeginSynchronizedUpdate);
+    }
+
+    fn end_frame(&mut self) {
+        let _ = execute!(io::stdout(), EndSynchronizedUpdate);
+    }
+
+    fn copy(&mut self, text: &str) {
+        let _ = execute!(io::stdout(), CopyToClipboard::to_clipboard_from(text));
+    }
+
+    fn suspend(&mut self) -> Result<bool, String> {
+        suspend().map(|()| true).map_err(|error| format!("cannot take the terminal again: {error}"))
+    }
+
+    fn resume(&mut self) -> Result<bool, String> {
+        take().map(|()| true).map_err(|error| format!("cannot take the terminal again: {error}"))
+    }
+}
+
+/// Keys, mouse and resizes of the terminal, read by a thread of their own for the rest of the process.
+pub fn inputs(sender: Sender<Input>) {
+    thread::spawn(move || {
+        loop {
+            let input = match event::read() {
+                Ok(event) => Input::Terminal(event),
+                Err(error) => Input::Lost(format!("the terminal cannot be read any more: {error}")),
+            };
+            let last = matches!(input, Input::Lost(_));
+            if sender.send(input).is_err() || last {
+                return;
+            }
+        }
+    });
+}
+
+/// The signals that end, suspend or continue a program.
+///
+/// # Errors
+/// A sentence when the handlers cannot be installed.
+pub fn signals(sender: Sender<Input>) -> Result<(), String> {
+    let signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGTSTP, SIGCONT]);
+    let mut signals = signals.map_err(|error| format!("cannot handle signals: {error}"))?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            let input = match signal {
+                SIGTSTP => Input::Suspend,
+                SIGCONT => Input::Continued,
+                SIGHUP => Input::Terminate("SIGHUP"),
+                SIGINT => Input::Terminate("SIGINT"),
+                _ => Input::Terminate("SIGTERM"),
+            };
+            if sender.send(input).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// A queue for [`inputs`] and [`signals`]: bounded, so that a paste of megabytes waits in the terminal.
+pub fn input_queue() -> (Sender<Input>, Receiver<Input>) {
+    bounded(1024)
+}
