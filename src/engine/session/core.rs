@@ -208,7 +208,7 @@ impl<Driver: VmiRead> VmiCore<Driver> {
     pub fn read(&self, ctx: impl Into<AccessContext>, buffer: &mut [u8]) -> Result<(), VmiError> {
         let ctx = ctx.into();
         let room = Driver::Architecture::PAGE_SIZE - (ctx.address() & !Driver::Architecture::PAGE_MASK);
-        if buffer.len() as u64 <= room {
+        if buffer.len() as u64 <= room && !buffer.is_empty() {
             let pa = self.translate_access_context(ctx)?;
             return self.read_in_page(pa, buffer);
         }
@@ -586,8 +586,9 @@ impl<Driver: VmiVmControl> VmiCore<Driver> {
     /// As [`VmiVmControl::allocate_gfn_at`].
     pub fn allocate_next_available_gfn(&self) -> Result<Gfn, VmiError> {
         let gfn = self.next_gfn.get();
-        self.driver.allocate_gfn_at(gfn)?;
+        // Not asked for again even if it is refused: it may be in use for good.
         self.next_gfn.set(gfn + 1);
+        self.driver.allocate_gfn_at(gfn)?;
         Ok(gfn)
     }
 

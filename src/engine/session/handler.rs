@@ -1,12 +1,16 @@
 //! The event loop: who answers events, and how a session ends.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    time::Duration,
+};
 
 use super::{VmiContext, VmiSession};
 use crate::engine::{
     driver::{VmiDriver, VmiEventControl, VmiVmControl},
     error::VmiError,
-    event::VmiEventResponse,
+    event::{VmiEvent, VmiEventResponse},
 };
 
 /// What to do after a wait was ended by a signal.
@@ -47,97 +51,118 @@ pub trait VmiHandler<Driver: VmiDriver, Os> {
     fn cleanup(&mut self, vmi: VmiSession<'_, Driver, Os>);
 }
 
-/// Runs the teardown when it goes, so that every way out of the loop leads through it.
-struct Teardown<'a, Driver, Os, Handler>
+/// The loop behind [`VmiSession::handle_with_timeout`].
+pub(super) fn run<Driver, Os, Handler>(
+    vmi: VmiSession<'_, Driver, Os>,
+    timeout: Duration,
+    mut handler: Handler,
+) -> Result<Option<Handler::Output>, VmiError>
 where
     Driver: VmiEventControl + VmiVmControl,
     Handler: VmiHandler<Driver, Os>,
 {
-    vmi: VmiSession<'a, Driver, Os>,
-    handler: Handler,
-}
-
-impl<Driver, Os, Handler> Drop for Teardown<'_, Driver, Os, Handler>
-where
-    Driver: VmiEventControl + VmiVmControl,
-    Handler: VmiHandler<Driver, Os>,
-{
-    fn drop(&mut self) {
-        let vmi = self.vmi;
-        // A guest that is gone answers nothing; each step is tried all the same, because a later one may succeed.
-        let said = |step: &str, result: Result<(), VmiError>| {
-            if let Err(error) = result {
-                tracing::warn!(%error, step, "teardown");
-            }
-        };
-        said("pause", vmi.core().pause());
-        vmi.flush_v2p_cache();
-        vmi.flush_gfn_cache();
-        self.handler.cleanup(vmi);
-        said("reset", vmi.core().reset_state());
-        drain(vmi, &mut self.handler);
-        // An answer to a drained event may have asked for another step.
-        said("reset again", vmi.core().reset_state());
-        said("resume", vmi.core().resume());
+    let ended = caught(|| answer_events(vmi, timeout, &mut handler));
+    let torn_down = teardown(vmi, &mut handler, ended.is_err());
+    // The first panic is the one to be told of; by now the guest is clean.
+    match (ended, torn_down) {
+        (Err(panic), _) | (Ok(_), Err(panic)) => resume_unwind(panic),
+        (Ok(result), Ok(())) => result,
     }
 }
 
-/// Answers what is still pending without waiting for more.
-fn drain<Driver, Os, Handler>(vmi: VmiSession<'_, Driver, Os>, handler: &mut Handler)
+type Panic = Box<dyn Any + Send>;
+
+/// Runs a step; a panic in it ends only the step. What the step left behind is used for nothing but taking it down.
+fn caught<T>(step: impl FnOnce() -> T) -> Result<T, Panic> {
+    catch_unwind(AssertUnwindSafe(step))
+}
+
+/// Polls, waits and answers until there is a result or an error.
+fn answer_events<Driver, Os, Handler>(
+    vmi: VmiSession<'_, Driver, Os>,
+    timeout: Duration,
+    handler: &mut Handler,
+) -> Result<Option<Handler::Output>, VmiError>
 where
     Driver: VmiEventControl + VmiVmControl,
     Handler: VmiHandler<Driver, Os>,
+{
+    let mut signals = 0;
+    loop {
+        if let Some(output) = handler.poll(vmi) {
+            return Ok(Some(output));
+        }
+        let wait = handler.timeout().unwrap_or(timeout);
+        match vmi.wait_for_event(wait, |event| handler.handle_event(VmiContext::new(vmi, event))) {
+            Ok(()) => {}
+            Err(VmiError::Timeout) => handler.handle_timeout(vmi),
+            Err(VmiError::Interrupted) => {
+                signals += 1;
+                if handler.handle_interrupted(vmi) == Interrupted::End || signals > 1 {
+                    return Ok(None);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Leaves the guest as it was found. Each step is tried whatever became of the ones before it, because a guest that
+/// refuses one thing may still do another.
+///
+/// # Errors
+/// The first panic of the handler in here.
+fn teardown<Driver, Os, Handler>(
+    vmi: VmiSession<'_, Driver, Os>,
+    handler: &mut Handler,
+    handler_broken: bool,
+) -> Result<(), Panic>
+where
+    Driver: VmiEventControl + VmiVmControl,
+    Handler: VmiHandler<Driver, Os>,
+{
+    let said = |step: &str, result: Result<(), VmiError>| {
+        if let Err(error) = result {
+            tracing::warn!(%error, step, "teardown");
+        }
+    };
+    said("pause", vmi.core().pause());
+    vmi.flush_v2p_cache();
+    vmi.flush_gfn_cache();
+    let cleaned = caught(|| handler.cleanup(vmi));
+    said("reset", vmi.core().reset_state());
+    // A handler that has panicked is asked no more: what is still pending just goes on.
+    let drained = if handler_broken || cleaned.is_err() {
+        drain(vmi, |_| VmiEventResponse::default());
+        Ok(())
+    } else {
+        let drained = caught(|| drain(vmi, |event| handler.handle_event(VmiContext::new(vmi, event))));
+        if drained.is_err() {
+            drain(vmi, |_| VmiEventResponse::default());
+        }
+        drained
+    };
+    // An answer to a drained event may have asked for another step.
+    said("reset again", vmi.core().reset_state());
+    said("resume", vmi.core().resume());
+    cleaned.and(drained)
+}
+
+/// Answers what is still pending without waiting for more.
+fn drain<Driver, Os>(
+    vmi: VmiSession<'_, Driver, Os>,
+    mut answer: impl FnMut(&VmiEvent<Driver::Architecture>) -> VmiEventResponse<Driver::Architecture>,
+) where
+    Driver: VmiEventControl + VmiVmControl,
 {
     // More rounds than any ring of events has places.
     for _ in 0..4096 {
         if vmi.events_pending() == 0 {
             return;
         }
-        let answered = vmi.wait_for_event(Duration::ZERO, |event| handler.handle_event(VmiContext::new(vmi, event)));
-        if answered.is_err() {
-            return;
-        }
-    }
-}
-
-/// The loop behind [`VmiSession::handle_with_timeout`].
-pub(super) fn run<Driver, Os, Handler>(
-    vmi: VmiSession<'_, Driver, Os>,
-    timeout: Duration,
-    handler: Handler,
-) -> Result<Option<Handler::Output>, VmiError>
-where
-    Driver: VmiEventControl + VmiVmControl,
-    Handler: VmiHandler<Driver, Os>,
-{
-    let mut session = Teardown { vmi, handler };
-    let mut signals = 0;
-    loop {
-        let handler = &mut session.handler;
-        if let Some(output) = handler.poll(vmi) {
-            return Ok(Some(output));
-        }
-        let wait = handler.timeout().unwrap_or(timeout);
-        let waited = vmi.wait_for_event(wait, |event| handler.handle_event(VmiContext::new(vmi, event)));
-        let flow = match waited {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(VmiError::Timeout) => {
-                session.handler.handle_timeout(vmi);
-                ControlFlow::Continue(())
-            }
-            Err(VmiError::Interrupted) => {
-                signals += 1;
-                match session.handler.handle_interrupted(vmi) {
-                    Interrupted::Continue if signals < 2 => ControlFlow::Continue(()),
-                    _ => ControlFlow::Break(None),
-                }
-            }
-            Err(error) => ControlFlow::Break(Some(error)),
-        };
-        match flow {
-            ControlFlow::Continue(()) => {}
-            ControlFlow::Break(None) => return Ok(None),
-            ControlFlow::Break(Some(error)) => return Err(error),
+        match vmi.wait_for_event(Duration::ZERO, &mut answer) {
+            Ok(()) | Err(VmiError::Interrupted) => {}
+            Err(_) => return,
         }
     }
 }
