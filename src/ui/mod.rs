@@ -7,20 +7,39 @@
 //! selection is). The application calls [`rows::settle`] once before each frame.
 
 pub mod export;
+mod footer;
 pub mod format;
+mod glyphs;
+mod header;
 pub mod layout;
+mod panes;
+mod pen;
 pub mod rows;
 pub mod state;
+mod tabs;
 pub mod theme;
 
 use ratatui::Frame;
 
-use self::{state::UiState, theme::Theme};
+use self::{glyphs::Glyphs, pen::Pen, state::UiState, theme::Theme};
 use crate::engine::snapshot::Snapshot;
 
 /// Draws one frame. The same arguments give the same picture.
 pub fn render(frame: &mut Frame<'_>, snapshot: &Snapshot, ui: &UiState, theme: &Theme) {
-    let _ = (snapshot, ui);
     let area = frame.area();
-    frame.buffer_mut().set_style(area, theme.text);
+    let mut pen = Pen { buffer: frame.buffer_mut(), theme, glyphs: Glyphs::of(ui.ascii) };
+    pen.tint(area, theme.text);
+    let regions = layout::regions(area, ui);
+    header::draw(&mut pen, regions.header, snapshot, ui);
+    tabs::draw(&mut pen, regions.tabs, ui);
+    for (id, area) in regions.panes {
+        panes::draw(&mut pen, id, area, snapshot, ui);
+    }
+    footer::draw(&mut pen, regions.footer, ui);
+    footer::notices(&mut pen, area.intersection(body(area, regions.footer.height)), snapshot, ui);
+}
+
+/// Everything above the footer.
+fn body(area: ratatui::layout::Rect, footer: u16) -> ratatui::layout::Rect {
+    ratatui::layout::Rect { height: area.height.saturating_sub(footer), ..area }
 }

@@ -15,6 +15,8 @@ pub struct ColumnSpec {
     pub width: u16,
     /// Share of the room that is left over; 0 for a column of fixed width.
     pub grow: u16,
+    /// Cells beyond which more would not be of use.
+    pub most: u16,
     /// Aligned to the right, as numbers are.
     pub right: bool,
     /// Columns with a larger number give way first; 0 never does. [`ColumnSpec::SORT_ONLY`] is never drawn.
@@ -26,11 +28,12 @@ impl ColumnSpec {
     pub const SORT_ONLY: u8 = u8::MAX;
 
     const fn new(id: Column, title: &'static str, name: &'static str, width: u16, rank: u8) -> Self {
-        Self { id, title, name, width, grow: 0, right: false, rank }
+        Self { id, title, name, width, grow: 0, most: width, right: false, rank }
     }
 
-    const fn grow(self, grow: u16) -> Self {
-        Self { grow, ..self }
+    /// Takes part in what is left over, up to `most` cells.
+    const fn grow(self, grow: u16, most: u16) -> Self {
+        Self { grow, most, ..self }
     }
 
     const fn right(self) -> Self {
@@ -41,60 +44,60 @@ impl ColumnSpec {
 const PROCESSES: &[ColumnSpec] = &[
     ColumnSpec::new(Column::Pid, "PID", "pid", 6, 0).right(),
     ColumnSpec::new(Column::Ppid, "PPID", "ppid", 6, 5).right(),
-    ColumnSpec::new(Column::Name, "NAME", "name", 12, 0).grow(3),
+    ColumnSpec::new(Column::Name, "NAME", "name", 12, 0).grow(3, 40),
     ColumnSpec::new(Column::Uid, "UID", "uid", 5, 7).right(),
-    ColumnSpec::new(Column::Root, "ROOT", "root", 10, 6).right(),
+    ColumnSpec::new(Column::Root, "ROOT", "root", 9, 6).right(),
     ColumnSpec::new(Column::Threads, "THR", "threads", 4, 4).right(),
-    ColumnSpec::new(Column::Flags, "FLAGS", "flags", 8, 1),
     ColumnSpec::new(Column::Time, "TIME", "time", 7, 2).right(),
+    ColumnSpec::new(Column::Flags, "FLAGS", "flags", 7, 1).grow(1, 24),
 ];
 
 const BREAKPOINTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "", "state", 1, 0),
-    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 12, 0).grow(4),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 12, 0).grow(4, 56),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 3).right(),
     ColumnSpec::new(Column::Scope, "SCOPE", "scope", 6, 5),
     ColumnSpec::new(Column::View, "VIEW", "view", 4, 8).right(),
-    ColumnSpec::new(Column::Physical, "PHYSICAL", "physical", 10, 7).right(),
-    ColumnSpec::new(Column::Tag, "TAG", "tag", 8, 6).grow(1),
+    ColumnSpec::new(Column::Physical, "PHYSICAL", "physical", 9, 7).right(),
+    ColumnSpec::new(Column::Tag, "TAG", "tag", 8, 6).grow(1, 24),
     ColumnSpec::new(Column::Hits, "HITS", "hits", 8, 1).right(),
-    ColumnSpec::new(Column::Rate, "RATE", "rate", 8, 4),
+    ColumnSpec::new(Column::Rate, "RATE", "rate", 8, 2).grow(1, 20),
     ColumnSpec::new(Column::Seq, "", "set", 0, ColumnSpec::SORT_ONLY),
 ];
 
 const TABLES: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "", "state", 5, 0),
-    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 10, 4).grow(3),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 12, 4).grow(3, 48),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 0).right(),
-    ColumnSpec::new(Column::Process, "PROCESS", "process", 7, 5).right(),
-    ColumnSpec::new(Column::Root, "ROOT", "root", 10, 7).right(),
+    ColumnSpec::new(Column::Process, "PROC", "process", 6, 5).right(),
+    ColumnSpec::new(Column::Root, "ROOT", "root", 9, 7).right(),
     ColumnSpec::new(Column::View, "VIEW", "view", 4, 9).right(),
-    ColumnSpec::new(Column::Physical, "PHYSICAL", "physical", 10, 3).right(),
-    ColumnSpec::new(Column::PageSize, "SIZE", "size", 5, 6).right(),
-    ColumnSpec::new(Column::Tag, "TAG", "tag", 8, 8).grow(1),
-    ColumnSpec::new(Column::Changes, "CHG", "changes", 5, 1).right(),
-    ColumnSpec::new(Column::Time, "LAST", "last", 7, 2).right(),
+    ColumnSpec::new(Column::Physical, "PHYSICAL", "physical", 9, 3).right(),
+    ColumnSpec::new(Column::PageSize, "SIZE", "size", 4, 6).right(),
+    ColumnSpec::new(Column::Changes, "CHG", "changes", 4, 1).right(),
+    ColumnSpec::new(Column::Time, "LAST", "last", 6, 2).right(),
+    ColumnSpec::new(Column::Tag, "TAG", "tag", 8, 8).grow(1, 24),
     ColumnSpec::new(Column::Seq, "", "added", 0, ColumnSpec::SORT_ONLY),
 ];
 
 const FAULTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "STATE", "state", 12, 0),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 0).right(),
-    ColumnSpec::new(Column::Process, "PROCESS", "process", 7, 4).right(),
-    ColumnSpec::new(Column::Root, "ROOT", "root", 10, 6).right(),
-    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 10, 2).grow(2),
+    ColumnSpec::new(Column::Process, "PROC", "process", 6, 4).right(),
+    ColumnSpec::new(Column::Root, "ROOT", "root", 9, 6).right(),
     ColumnSpec::new(Column::Attempts, "TRY", "attempts", 3, 3).right(),
-    ColumnSpec::new(Column::Time, "AGE", "age", 7, 1).right(),
-    ColumnSpec::new(Column::Note, "NOTE", "note", 16, 5).grow(4),
+    ColumnSpec::new(Column::Time, "AGE", "age", 6, 1).right(),
+    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 10, 2).grow(2, 32),
+    ColumnSpec::new(Column::Note, "NOTE", "note", 16, 5).grow(4, 200),
     ColumnSpec::new(Column::Seq, "", "asked", 0, ColumnSpec::SORT_ONLY),
 ];
 
 const EVENTS: &[ColumnSpec] = &[
-    ColumnSpec::new(Column::Time, "TIME", "time", 12, 1).right(),
+    ColumnSpec::new(Column::Time, "TIME", "time", 10, 1).right(),
     ColumnSpec::new(Column::Kind, "KIND", "kind", 13, 2),
     ColumnSpec::new(Column::Vcpu, "CPU", "vcpu", 3, 4).right(),
     ColumnSpec::new(Column::Process, "PROCESS", "process", 18, 3),
-    ColumnSpec::new(Column::Text, "WHAT", "text", 16, 0).grow(1),
+    ColumnSpec::new(Column::Text, "WHAT", "text", 16, 0).grow(1, 1000),
     ColumnSpec::new(Column::Seq, "", "seq", 0, ColumnSpec::SORT_ONLY),
 ];
 

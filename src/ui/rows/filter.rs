@@ -6,7 +6,10 @@ use crate::{
     engine::snapshot::{
         Breakpoint, BreakpointState, Event, Fault, FaultState, Process, ProcessFlag, Scope, Snapshot, Table,
     },
-    ui::state::{PaneId, PaneState},
+    ui::{
+        format::Address,
+        state::{PaneId, PaneState},
+    },
 };
 
 /// Indices of the rows that a pane's filter lets through, in the snapshot's order.
@@ -57,7 +60,7 @@ fn process(process: &Process, out: &mut String) {
 
 fn breakpoint(breakpoint: &Breakpoint, out: &mut String) {
     let Breakpoint { symbol, address, tag, state, .. } = breakpoint;
-    say!(out, "{symbol} {} {tag} {}", super::super::format::Address(address.0), breakpoint_word(*state));
+    say!(out, "{symbol} {} {tag} {}", Address(address.0), breakpoint_word(*state));
     if let Scope::Process(pid) = breakpoint.scope {
         say!(out, " pid={pid}");
     }
@@ -69,7 +72,7 @@ fn breakpoint(breakpoint: &Breakpoint, out: &mut String) {
 fn table(table: &Table, out: &mut String) {
     let Table { symbol, address, tag, .. } = table;
     let state = if table.paged_in { "in" } else { "out" };
-    say!(out, "{symbol} {} {tag} {state} root={:x}", super::super::format::Address(address.0), table.root.0);
+    say!(out, "{symbol} {} {tag} {state} root={:x}", Address(address.0), table.root.0);
     if let Some(pid) = table.pid {
         say!(out, " pid={pid}");
     }
@@ -77,7 +80,7 @@ fn table(table: &Table, out: &mut String) {
 
 fn fault(fault: &Fault, out: &mut String) {
     let Fault { address, asked_by, note, .. } = fault;
-    say!(out, "{} {} {asked_by} {note}", fault_word(fault.state), super::super::format::Address(address.0));
+    say!(out, "{} {} {asked_by} {note}", fault_word(fault.state), Address(address.0));
     if let Some(pid) = fault.pid {
         say!(out, " pid={pid}");
     }

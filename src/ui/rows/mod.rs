@@ -7,11 +7,16 @@
 mod columns;
 mod filter;
 mod order;
+mod tally;
 mod tree;
 
 use std::sync::Arc;
 
-pub use self::columns::{ColumnSpec, columns};
+pub(in crate::ui) use self::filter::{fault_word, flag_word};
+pub use self::{
+    columns::{ColumnSpec, columns},
+    tally::Tally,
+};
 use super::{
     layout,
     state::{PaneId, PaneState, RowKey, Sort, UiState},
@@ -34,6 +39,7 @@ pub struct RowRef {
 pub struct Rows {
     items: Arc<[RowRef]>,
     total: usize,
+    tally: Arc<Tally>,
     made_of: Option<Ingredients>,
 }
 
@@ -63,6 +69,11 @@ impl Rows {
     /// How many rows there are without the filter.
     pub const fn total(&self) -> usize {
         self.total
+    }
+
+    /// What was counted over all rows, filtered or not.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// A row by its place in the list.
@@ -99,7 +110,12 @@ pub fn list(snapshot: &Snapshot, pane: &PaneState, tree: bool) -> Rows {
     } else {
         indices.into_iter().map(|index| RowRef { index, ..RowRef::default() }).collect()
     };
-    Rows { items: items.into(), total, made_of: Some(made_of) }
+    let same_data = |old: &Ingredients| (old.generation, old.data) == (generation, data);
+    let tally = match &pane.rows.made_of {
+        Some(old) if same_data(old) => Arc::clone(&pane.rows.tally),
+        _ => Arc::new(tally::tally(snapshot, pane.id)),
+    };
+    Rows { items: items.into(), total, tally, made_of: Some(made_of) }
 }
 
 fn stamp<T>(part: &Part<Vec<T>>) -> (u64, usize, usize) {

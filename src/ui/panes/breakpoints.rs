@@ -1,0 +1,79 @@
+//! Pane 2: breakpoints.
+//!
+//! ```text
+//!   SYMBOL               ADDRESS            HITS RATE
+//! ● nt!NtCreateFile      fffff803`1c2a41f0 1,204 ▂▅▇▆▃▂▁▂
+//! ◐ ntdll!LdrLoadDll        7ffa`1c2a0000      0 pending
+//! ```
+
+use super::{Cell, hex_cell, key_sentence};
+use crate::{
+    engine::snapshot::{BreakpointState, Capability, Scope, Snapshot},
+    ui::{
+        format,
+        glyphs::Glyphs,
+        pen::Pen,
+        rows::RowRef,
+        state::{Column, UiState},
+        theme::Theme,
+    },
+};
+use ratatui::style::Style;
+
+/// The glyph and the style of a state.
+pub(in crate::ui) fn state_glyph(state: BreakpointState, theme: &Theme, glyphs: &Glyphs) -> (char, Style) {
+    match state {
+        BreakpointState::Active => (glyphs.on, theme.active),
+        BreakpointState::Pending => (glyphs.half, theme.pending),
+        BreakpointState::Disabled => (glyphs.off, theme.disabled),
+        BreakpointState::Failed => ('!', theme.failed),
+    }
+}
+
+pub(super) fn cell<'a>(
+    pen: &Pen<'_>,
+    snapshot: &'a Snapshot,
+    row: RowRef,
+    column: Column,
+    width: u16,
+) -> Option<Cell<'a>> {
+    let theme = pen.theme;
+    let breakpoint = snapshot.breakpoints.get(row.index as usize)?;
+    let (glyph, style) = state_glyph(breakpoint.state, theme, pen.glyphs);
+    let off = breakpoint.state == BreakpointState::Disabled;
+    let unless_off = |style| if off { theme.disabled } else { style };
+    Some(match column {
+        Column::State => Cell::new(glyph.to_string(), style),
+        Column::Symbol if breakpoint.symbol.is_empty() => {
+            Cell::new(format::Address(breakpoint.address.0).to_string(), unless_off(theme.address))
+        }
+        Column::Symbol => Cell::new(breakpoint.symbol.as_str(), unless_off(theme.symbol)),
+        Column::Address => Cell::new(format::Address(breakpoint.address.0).to_string(), unless_off(theme.address)),
+        Column::Scope => match breakpoint.scope {
+            Scope::Global => Cell::new("global", theme.muted),
+            Scope::Process(pid) => Cell::new(pid.to_string(), unless_off(theme.number)),
+        },
+        Column::View => Cell::new(breakpoint.view.to_string(), theme.muted),
+        Column::Physical => hex_cell(pen, breakpoint.pa.map(|pa| pa.0), theme.muted),
+        Column::Tag => Cell::new(breakpoint.tag.as_str(), theme.tag),
+        Column::Hits => Cell::new(format::count(breakpoint.hits), unless_off(theme.number)),
+        Column::Rate => match breakpoint.state {
+            BreakpointState::Active => {
+                Cell::new(pen.glyphs.spark(&breakpoint.rates, usize::from(width)), theme.sparkline)
+            }
+            BreakpointState::Pending => Cell::new("pending", style),
+            // Storm control takes a breakpoint out with a reason; a user needs none.
+            BreakpointState::Disabled if breakpoint.error.is_some() => Cell::new("stopped", theme.pending),
+            BreakpointState::Disabled => Cell::new("off", style),
+            BreakpointState::Failed => Cell::new("failed", style),
+        },
+        _ => return None,
+    })
+}
+
+pub(super) fn empty(snapshot: &Snapshot, ui: &UiState) -> String {
+    match snapshot.can(Capability::Breakpoints) {
+        Ok(()) => format!("No breakpoint is set.{}", key_sentence(ui, "add", "sets one by name or address")),
+        Err(why) => format!("No breakpoints here: {why}."),
+    }
+}
