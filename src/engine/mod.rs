@@ -15,6 +15,7 @@ pub mod driver;
 pub mod error;
 pub mod event;
 pub mod faults;
+pub mod monitor;
 pub mod os;
 pub mod profile;
 pub mod ptm;

@@ -99,7 +99,7 @@ impl<Found> Table<Found> {
     /// The physical address of an entry.
     #[inline]
     pub(super) fn entry_pa(&self, index: u16) -> Pa {
-        Pa((self.gfn.0 << 12) | u64::from(index) * 8)
+        Pa((self.gfn.0 << 12) | (u64::from(index) * 8))
     }
 }
 

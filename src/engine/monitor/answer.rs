@@ -1,0 +1,227 @@
+//! Answers to the guest's events.
+
+use super::{Monitor, Platform, Purpose, Step, now};
+use crate::engine::{
+    addr::{AddressContext, Gfn, Pa},
+    arch::{
+        EventMemoryAccess,
+        amd64::{Amd64, Amd64EventReason},
+    },
+    driver::MemoryAccess,
+    event::VmiEventResponse,
+    os::{CurrentProcess, VmiOs},
+    ptm::PageTableMonitorEvent,
+    session::{VmiContext, VmiSession},
+    snapshot::{BreakpointId, BreakpointState, EventKind, Hit},
+};
+
+/// How many arguments a hit shows.
+const ARGUMENTS: u32 = 4;
+/// The widest store of one x86 instruction step in bytes (AVX-512).
+const WIDEST_STORE: u64 = 64;
+
+impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
+    /// Answers an event: a hit is recorded, a protected page is stepped over outside of our view, a write to a page
+    /// table is followed. Whatever is not ours is given back to the guest.
+    pub(super) fn answer(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
+        let event = vmi.event();
+        match event.reason() {
+            Amd64EventReason::Interrupt(_) | Amd64EventReason::DebugBreakpoint { .. } => {
+                if self.hit(vmi) {
+                    return D::step_over(vmi.core());
+                }
+                if D::is_left_over(vmi.core(), event) {
+                    return D::step_over(vmi.core());
+                }
+                VmiEventResponse::reinject_interrupt()
+            }
+            Amd64EventReason::MemoryAccess(access) => {
+                if self.hit(vmi) {
+                    return D::step_over(vmi.core());
+                }
+                self.access(vmi, *access)
+            }
+            Amd64EventReason::Singlestep { .. } => self.stepped(vmi),
+            _ => VmiEventResponse::default(),
+        }
+    }
+
+    /// Records a hit of each breakpoint at the event's place; whether there was one.
+    fn hit(&mut self, vmi: VmiContext<'_, D, Os>) -> bool {
+        let row = self.bpm.get_by_event(vmi.event(), Purpose::Row);
+        let refusal = self.bpm.contains_by_event(vmi.event(), Purpose::Refusal);
+        if let Some(breakpoint) = row {
+            let current = vmi.underlying_os().current_process(vmi.state()).ok().flatten().unwrap_or_default();
+            self.record_hit(vmi, breakpoint.tag(), &current);
+        }
+        if refusal {
+            self.refused(vmi);
+        }
+        row.is_some() || refusal
+    }
+
+    fn record_hit(&mut self, vmi: VmiContext<'_, D, Os>, id: BreakpointId, current: &CurrentProcess) {
+        let at_ns = now(vmi.session());
+        let Some(row) = self.breakpoints.get_mut(&id) else { return };
+        let os = vmi.underlying_os();
+        // An argument on a missing stack page ends the list, it does not spoil the hit.
+        let args = (0..ARGUMENTS).map_while(|index| os.function_argument(vmi.state(), index).ok()).collect();
+        let vcpu = vmi.event().vcpu_id();
+        let pid = (!current.object.is_null()).then_some(current.pid);
+        let hit = Hit {
+            at_ns,
+            vcpu,
+            pid,
+            process: current.name.clone(),
+            args,
+            registers: vmi.registers().gp.named().to_vec(),
+        };
+        let shown: Vec<String> = hit.args.iter().map(|arg| format!("{arg:#x}")).collect();
+        let text = format!("{}({})", row.name(), shown.join(", "));
+        row.record(hit);
+        let storm = row.rates.this_second() > self.options.storm_limit;
+        self.log.counters.hits += 1;
+        self.log.push(at_ns, EventKind::Breakpoint, (Some(vcpu), pid, current.name.clone()), text);
+        if storm {
+            self.disarm_storm(vmi.session(), id);
+        }
+    }
+
+    /// Takes a breakpoint out that hits so often that guest and screen would freeze.
+    fn disarm_storm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) {
+        let limit = self.options.storm_limit;
+        let result = self.disarm(vmi, id);
+        let Some(row) = self.breakpoints.get_mut(&id) else { return };
+        let text = match result {
+            Ok(()) => format!(
+                "storm: more than {limit} hits in a second, taken out to spare the guest; toggle it to put it back"
+            ),
+            Err(error) => format!("storm: more than {limit} hits in a second, and it could not be taken out: {error}"),
+        };
+        row.error = Some(text.clone());
+        let text = format!("{}: {text}", row.name());
+        tracing::warn!("{text}");
+        self.log.say(now(vmi), EventKind::Engine, text);
+    }
+
+    /// An access that our view forbids: to a page table that is monitored, or to a page with breakpoints.
+    fn access(&mut self, vmi: VmiContext<'_, D, Os>, access: EventMemoryAccess) -> VmiEventResponse<Amd64> {
+        let event = vmi.event();
+        let view = event.view().or(self.view).unwrap_or_default();
+        if !access.access.contains(MemoryAccess::W) {
+            return D::step_over(vmi.core());
+        }
+        // One instruction may write several entries; marking too many is harmless, an unchanged entry is no event.
+        let page_end = Pa((access.pa.0 | 0xfff) + 1);
+        let store_end = access.pa.checked_add(WIDEST_STORE).unwrap_or(page_end).min(page_end);
+        let mut table = false;
+        let mut entry = Pa(access.pa.0 & !7);
+        while entry < store_end {
+            table |= self.ptm.mark_dirty_entry(entry, view, event.vcpu_id());
+            entry += 8;
+        }
+        let gfn = Gfn(access.pa.0 >> 12);
+        let code = self.bpm.contains_page(view, gfn).then_some(gfn);
+        if !table && code.is_none() {
+            return D::step_over(vmi.core());
+        }
+        self.steps.insert(event.vcpu_id(), Step { view, code });
+        D::step_and_tell(vmi.core())
+    }
+
+    /// The instruction that wrote has run: now the tables and the code are as the guest wants them.
+    fn stepped(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
+        let vcpu = vmi.event().vcpu_id();
+        let Some(step) = self.steps.remove(&vcpu) else {
+            return self.view.map_or_else(VmiEventResponse::default, D::stepped);
+        };
+        match self.ptm.process_dirty_entries(vmi.core(), vcpu) {
+            Ok(events) => self.table_events(vmi.session(), &events, Some(&vmi)),
+            Err(error) => {
+                tracing::warn!(%error, "could not follow a write to a page table; it is tried again at the next one")
+            }
+        }
+        if let Some(gfn) = step.code
+            && let Err(error) = D::guest_wrote(self.bpm.controller_mut(), vmi.core(), gfn)
+        {
+            tracing::warn!(%error, %gfn, "could not follow a write to a page with breakpoints");
+        }
+        D::stepped(step.view)
+    }
+
+    /// Monitored addresses came and went.
+    pub(super) fn table_events(
+        &mut self,
+        vmi: VmiSession<'_, D, Os>,
+        events: &[PageTableMonitorEvent],
+        cause: Option<&VmiContext<'_, D, Os>>,
+    ) {
+        if events.is_empty() {
+            return;
+        }
+        let at_ns = now(vmi);
+        if let Err(error) = self.bpm.handle_ptm_events(vmi.core(), events.iter().copied()) {
+            tracing::warn!(%error, "a breakpoint could not follow its page");
+        }
+        self.publisher.breakpoints_changed = true;
+        self.publisher.tables_changed = true;
+        let current = cause.and_then(|vmi| vmi.underlying_os().current_process(vmi.state()).ok().flatten());
+        for event in events {
+            let update = event.update();
+            let page_in = event.is_page_in();
+            if page_in {
+                self.faults.on_page_in(update.ctx, at_ns);
+            }
+            let rows = self.tables.values_mut().filter(|row| row.ctx == update.ctx && row.view == update.view);
+            let mut shown = false;
+            for row in rows {
+                row.changes += 1;
+                row.last_change_ns = Some(at_ns);
+                shown = true;
+            }
+            if !shown {
+                continue;
+            }
+            let counters = &mut self.log.counters;
+            *(if page_in { &mut counters.page_ins } else { &mut counters.page_outs }) += 1;
+            let kind = if page_in { EventKind::PageIn } else { EventKind::PageOut };
+            let vcpu = cause.map(|vmi| vmi.event().vcpu_id());
+            let place =
+                (vcpu, current.as_ref().map(|c| c.pid), current.as_ref().map_or(String::new(), |c| c.name.clone()));
+            self.log.push(at_ns, kind, place, self.describe_update(vmi, update.ctx, update.pa));
+        }
+    }
+
+    fn describe_update(&self, vmi: VmiSession<'_, D, Os>, ctx: AddressContext, pa: Pa) -> String {
+        let name = vmi.underlying_os().symbols().describe(ctx.va, 0x1000).unwrap_or_else(|| ctx.va.to_string());
+        format!("{name} → {pa} in root {}", ctx.root)
+    }
+
+    /// The guest's exception dispatch runs: a page that we asked for may be one that it refuses.
+    fn refused(&mut self, vmi: VmiContext<'_, D, Os>) {
+        let waiting = self.faults.open_pages();
+        match vmi.underlying_os().refused_fault(vmi.state(), &waiting) {
+            Ok(Some(ctx)) => {
+                self.faults.on_refused(ctx, now(vmi.session()));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "could not read what the guest's exception dispatch was given"),
+        }
+    }
+
+    /// Breakpoints' rows as the manager has them now.
+    pub(super) fn sync_breakpoints(&mut self) {
+        for row in self.breakpoints.values_mut() {
+            if row.is_on() {
+                row.state = BreakpointState::Pending;
+                row.pa = None;
+            }
+        }
+        for known in self.bpm.breakpoints().filter(|known| known.breakpoint.key() == Purpose::Row) {
+            if let (Some(row), Some(pa)) = (self.breakpoints.get_mut(&known.breakpoint.tag()), known.pa) {
+                row.state = BreakpointState::Active;
+                row.pa = Some(pa);
+            }
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! What the user asks, applied between events. Errors are sentences: what was tried, on what, why it failed.
+
+use super::{
+    Monitor, Platform, Purpose, Watcher, now,
+    resolve::resolve,
+    rows::{BreakpointRow, TableRow},
+};
+use crate::engine::{
+    addr::{AddressContext, Pa, Va, VcpuId, View},
+    bpm::Breakpoint,
+    command::{Answer, Command, Done, Target},
+    error::VmiError,
+    os::VmiOs,
+    session::VmiSession,
+    snapshot::{BreakpointId, BreakpointState, EventKind, FaultId, Scope, TableId},
+};
+
+/// How many places a search reports, and how many bytes it reads at the most.
+const FOUND: usize = 1000;
+const SEARCHED: u64 = 256 << 20;
+
+impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
+    /// Applies a command.
+    pub(super) fn apply(&mut self, vmi: VmiSession<'_, D, Os>, command: Command) -> Answer {
+        match command {
+            Command::AddBreakpoint { target, scope, tag } => self.add_breakpoint(vmi, target, scope, tag),
+            Command::ToggleBreakpoint(id) => self.toggle(vmi, id),
+            Command::RemoveBreakpoint(id) => self.remove(vmi, id),
+            Command::WatchAddress { target, tag } => self.add_watch(vmi, target, tag),
+            Command::UnwatchAddress(id) => self.unwatch(vmi, id),
+            Command::RequestPage { target } => self.request_page(vmi, target),
+            Command::InjectFault(id) => self.inject(id),
+            Command::SuppressFault(id) => {
+                let result = self.faults.suppress(id, now(vmi));
+                Self::said(result, "the page is given up: it will not be asked for again")
+            }
+            Command::RetryFault(id) => Self::said(self.faults.retry(id, now(vmi)), "the page is asked for again"),
+            Command::ClearFault(id) => Self::said(self.faults.clear(id), "the page is forgotten"),
+            Command::Pause => self.pause(vmi),
+            Command::Resume => self.resume(vmi),
+            Command::Step(vcpu) => self.step(vmi, vcpu),
+            Command::Inspect(subject) => {
+                self.subject = subject;
+                self.refresh_detail(vmi);
+                Ok(Done::Quiet)
+            }
+            Command::Search { pid, from, length, pattern } => self.search(vmi, pid, from, length, &pattern),
+            Command::Refresh => {
+                self.refresh_all(vmi);
+                Ok(Done::Quiet)
+            }
+            Command::Advance(_) => {
+                Err("the guest runs by itself here: only a run in virtual time advances by command".into())
+            }
+            Command::Quit => Ok(Done::Quiet),
+        }
+    }
+
+    fn writable(&self, what: &str) -> Result<(), String> {
+        if self.options.read_only {
+            return Err(format!("{what}: this session is read-only; start without --read-only to change the guest"));
+        }
+        Ok(())
+    }
+
+    /// The address space of a process, or the kernel's.
+    pub(super) fn root_of(&self, vmi: VmiSession<'_, D, Os>, pid: Option<u32>) -> Result<Pa, String> {
+        let Some(pid) = pid else { return Ok(vmi.underlying_os().kernel_root()) };
+        let Some(process) = self.processes.iter().find(|process| process.pid == pid) else {
+            return Err(format!("there is no process {pid} in the guest: look at the process list"));
+        };
+        process.root.ok_or_else(|| {
+            format!("process {pid} ({}) has no address space of its own: leave '@{pid}' out", process.name)
+        })
+    }
+
+    fn place(&self, vmi: VmiSession<'_, D, Os>, target: &Target) -> Result<AddressContext, String> {
+        let va = resolve(&target.place, vmi.underlying_os().symbols())?;
+        if !crate::engine::arch::amd64::is_canonical(va, vmi.paging_levels()) {
+            return Err(format!("{va} is not a canonical address: no processor maps it"));
+        }
+        Ok(AddressContext { va, root: self.root_of(vmi, target.pid)? })
+    }
+
+    fn next_id(&mut self) -> u64 {
+        let id = self.next_row;
+        self.next_row += 1;
+        id
+    }
+
+    fn symbol(vmi: VmiSession<'_, D, Os>, va: Va) -> String {
+        vmi.underlying_os().symbols().describe(va, 0x1000).unwrap_or_default()
+    }
+
+    pub(super) fn add_breakpoint(
+        &mut self,
+        vmi: VmiSession<'_, D, Os>,
+        target: Target,
+        scope: Scope,
+        tag: String,
+    ) -> Answer {
+        self.writable(&format!("breakpoint at {target}"))?;
+        let scope = target.pid.map_or(scope, Scope::Process);
+        let pid = match scope {
+            Scope::Process(pid) => Some(pid),
+            Scope::Global => None,
+        };
+        let target = Target { pid, ..target };
+        let ctx = self.place(vmi, &target)?;
+        if let Some(row) = self.breakpoints.values().find(|row| row.ctx.va == ctx.va && row.scope == scope) {
+            return Err(format!("there is a breakpoint at {} already: select it and toggle it", row.name()));
+        }
+        let id = BreakpointId(self.next_id());
+        let mut row = BreakpointRow::new(id, Self::symbol(vmi, ctx.va), ctx, scope, tag);
+        let name = row.name();
+        match self.arm(vmi, &mut row) {
+            Ok(()) => {}
+            Err(error) => return Err(format!("could not set a breakpoint at {name}: {error}")),
+        }
+        self.breakpoints.insert(id, row);
+        self.sync_breakpoints();
+        self.publisher.breakpoints_changed = true;
+        let pending = self.breakpoints.get(&id).is_some_and(|row| row.state == BreakpointState::Pending);
+        let state = if pending { "pending: its page is not mapped, it arms itself when it is" } else { "active" };
+        Ok(Done::Breakpoint(id, format!("breakpoint at {name} is {state}")))
+    }
+
+    /// Puts a breakpoint into the guest, or waits for its page.
+    fn arm(&mut self, vmi: VmiSession<'_, D, Os>, row: &mut BreakpointRow) -> Result<(), VmiError> {
+        let _paused = vmi.core().pause_guard()?;
+        let view = self.view(vmi)?;
+        row.view = view;
+        let mut breakpoint = Breakpoint::new(row.ctx, view);
+        if row.scope == Scope::Global {
+            breakpoint = breakpoint.global();
+        }
+        // The page first: a page-in between the two would be missed the other way round.
+        self.ptm.monitor(vmi.core(), row.ctx, view, Watcher::Breakpoint)?;
+        let inserted = self.bpm.insert(vmi.core(), breakpoint.with_key(Purpose::Row).with_tag(row.id));
+        if !matches!(inserted, Ok(true)) {
+            self.ptm.unmonitor(vmi.core(), row.ctx, view)?;
+        }
+        if !inserted? {
+            return Err(VmiError::Invalid("another breakpoint is there already".into()));
+        }
+        row.state = BreakpointState::Pending;
+        row.error = None;
+        Ok(())
+    }
+
+    /// Takes a breakpoint out of the guest and keeps its row.
+    pub(super) fn disarm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Result<(), VmiError> {
+        let Some(row) = self.breakpoints.get_mut(&id) else { return Ok(()) };
+        if !row.is_on() {
+            return Ok(());
+        }
+        let _paused = vmi.core().pause_guard()?;
+        let breakpoint = Breakpoint::new(row.ctx, row.view);
+        let breakpoint = if row.scope == Scope::Global { breakpoint.global() } else { breakpoint };
+        self.bpm.remove(vmi.core(), breakpoint.with_key(Purpose::Row).with_tag(id))?;
+        row.state = BreakpointState::Disabled;
+        row.pa = None;
+        self.publisher.breakpoints_changed = true;
+        self.ptm.unmonitor(vmi.core(), row.ctx, row.view)?;
+        Ok(())
+    }
+
+    fn toggle(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Answer {
+        let Some(row) = self.breakpoints.get(&id) else { return Err("that breakpoint is gone".into()) };
+        let name = row.name();
+        self.writable(&format!("breakpoint at {name}"))?;
+        self.publisher.breakpoints_changed = true;
+        if row.is_on() {
+            self.disarm(vmi, id).map_err(|error| format!("could not take the breakpoint at {name} out: {error}"))?;
+            return Ok(Done::Said(format!("breakpoint at {name} is off")));
+        }
+        let Some((index, _, mut row)) = self.breakpoints.shift_remove_full(&id) else {
+            return Err("that breakpoint is gone".into());
+        };
+        let result = self.arm(vmi, &mut row);
+        if let Err(error) = &result {
+            row.state = BreakpointState::Failed;
+            row.error = Some(error.to_string());
+        }
+        self.breakpoints.shift_insert(index, id, row);
+        self.sync_breakpoints();
+        result.map_err(|error| format!("could not set the breakpoint at {name} again: {error}"))?;
+        Ok(Done::Said(format!("breakpoint at {name} is on")))
+    }
+
+    fn remove(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Answer {
+        let Some(row) = self.breakpoints.get(&id) else { return Err("that breakpoint is gone".into()) };
+        let name = row.name();
+        self.disarm(vmi, id).map_err(|error| format!("could not take the breakpoint at {name} out: {error}"))?;
+        self.breakpoints.shift_remove(&id);
+        self.publisher.breakpoints_changed = true;
+        Ok(Done::Said(format!("breakpoint at {name} is deleted")))
+    }
+
+    pub(super) fn add_watch(&mut self, vmi: VmiSession<'_, D, Os>, target: Target, tag: String) -> Answer {
+        let ctx = self.place(vmi, &target)?;
+        if self.tables.values().any(|row| row.ctx == ctx) {
+            return Err(format!("{target} is monitored already"));
+        }
+        if D::TABLE_POLL.is_none() {
+            self.writable(&format!("monitoring {target} by write events"))?;
+        }
+        let result = (|| {
+            let _paused = if D::TABLE_POLL.is_none() { Some(vmi.core().pause_guard()?) } else { None };
+            let view = if D::TABLE_POLL.is_none() { self.view(vmi)? } else { Default::default() };
+            self.ptm.monitor(vmi.core(), ctx, view, Watcher::Row)?;
+            Ok(view)
+        })();
+        let view = result.map_err(|error: VmiError| format!("could not monitor {target}: {error}"))?;
+        let id = TableId(self.next_id());
+        let symbol = Self::symbol(vmi, ctx.va);
+        let row = TableRow {
+            id,
+            symbol,
+            ctx,
+            pid: target.pid,
+            view,
+            tag,
+            changes: 0,
+            last_change_ns: None,
+            walk: Vec::new(),
+        };
+        self.tables.insert(id, row);
+        self.refresh_walks(vmi);
+        self.publisher.tables_changed = true;
+        let mapped = self.mapping(ctx, view).is_some();
+        let state = if mapped { "mapped" } else { "not mapped" };
+        Ok(Done::Table(id, format!("{target} is monitored; it is {state} now")))
+    }
+
+    fn unwatch(&mut self, vmi: VmiSession<'_, D, Os>, id: TableId) -> Answer {
+        let Some(row) = self.tables.get(&id) else { return Err("that address is not monitored any more".into()) };
+        let va = row.ctx.va;
+        let unmonitored = self.ptm.unmonitor(vmi.core(), row.ctx, row.view);
+        unmonitored.map_err(|error| format!("could not stop monitoring {va}: {error}"))?;
+        self.tables.shift_remove(&id);
+        self.publisher.tables_changed = true;
+        Ok(Done::Said(format!("{va} is not monitored any more")))
+    }
+
+    fn pause(&mut self, vmi: VmiSession<'_, D, Os>) -> Answer {
+        self.writable("pause")?;
+        if self.paused {
+            return Ok(Done::Said("the guest is paused already".into()));
+        }
+        vmi.core().pause().map_err(|error| format!("could not pause the guest: {error}"))?;
+        self.paused = true;
+        self.refresh_vcpus(vmi);
+        self.log.say(now(vmi), EventKind::Vm, "the guest was paused");
+        Ok(Done::Said("the guest is paused".into()))
+    }
+
+    fn resume(&mut self, vmi: VmiSession<'_, D, Os>) -> Answer {
+        if !self.paused {
+            return Ok(Done::Said("the guest runs already".into()));
+        }
+        vmi.core().resume().map_err(|error| format!("could not let the guest run: {error}"))?;
+        self.paused = false;
+        self.log.say(now(vmi), EventKind::Vm, "the guest runs again");
+        Ok(Done::Said("the guest runs again".into()))
+    }
+
+    fn step(&mut self, vmi: VmiSession<'_, D, Os>, vcpu: VcpuId) -> Answer {
+        self.writable("single-step")?;
+        if !self.paused {
+            return Err("a running guest cannot be stepped: pause it first".into());
+        }
+        vmi.driver().step(vcpu).map_err(|error| format!("could not step vCPU {vcpu}: {error}"))?;
+        vmi.flush_v2p_cache();
+        vmi.flush_gfn_cache();
+        self.refresh_vcpus(vmi);
+        let rip = self.publisher.rip(vcpu);
+        let place = rip.map_or_else(
+            || "somewhere".to_owned(),
+            |rip| vmi.underlying_os().symbols().describe(rip, 0x10_0000).unwrap_or_else(|| rip.to_string()),
+        );
+        Ok(Done::Said(format!("vCPU {vcpu} is at {place}")))
+    }
+
+    fn request_page(&mut self, vmi: VmiSession<'_, D, Os>, target: Target) -> Answer {
+        let ctx = self.place(vmi, &target)?;
+        if vmi.translate_address(ctx).is_ok() {
+            return Ok(Done::Said(format!("{target} is there already")));
+        }
+        let Some(id) = self.faults.request(ctx, "user", now(vmi)) else {
+            return Err(format!("could not ask for {target}: too many pages are waited for; clear some of them"));
+        };
+        // Where pages cannot be injected it is waited for.
+        let wanted = !self.options.read_only && self.faults.want(id).is_ok();
+        self.follow_faults(vmi);
+        let how = if wanted { "will be injected as soon as it is safe" } else { "is waited for" };
+        Ok(Done::Fault(id, format!("{target} is asked for and {how}")))
+    }
+
+    fn inject(&mut self, id: FaultId) -> Answer {
+        self.writable("inject a page fault")?;
+        Self::said(self.faults.want(id), "the page fault will be injected as soon as it is safe")
+    }
+
+    fn said(result: Result<(), VmiError>, done: &str) -> Answer {
+        result.map(|()| Done::Said(done.to_owned())).map_err(|error| error.to_string())
+    }
+
+    /// What an address maps to, as the page table monitor knows it: where, and in a page of how many bytes.
+    pub(super) fn mapping(&self, ctx: AddressContext, view: View) -> Option<(Pa, u64)> {
+        let state = self.ptm.state(ctx, view)?;
+        Some((state.pa?, state.page_bytes))
+    }
+
+    fn search(
+        &mut self,
+        vmi: VmiSession<'_, D, Os>,
+        pid: Option<u32>,
+        from: Va,
+        length: u64,
+        pattern: &[u8],
+    ) -> Answer {
+        if pattern.is_empty() || pattern.len() > 4096 {
+            return Err("a search needs 1 to 4096 bytes to look for".into());
+        }
+        let root = self.root_of(vmi, pid)?;
+        let length = length.min(SEARCHED);
+        let mut found = Vec::new();
+        let mut window: Vec<u8> = Vec::new();
+        let mut page = [0; 4096];
+        let mut at = Va(from.0 & !0xfff);
+        while at - from < length || at < from {
+            if vmi.read((at, root), &mut page).is_ok() {
+                // What could be the beginning of a match stays for the next page.
+                let kept = window.len();
+                window.extend_from_slice(&page);
+                for (offset, candidate) in window.windows(pattern.len()).enumerate() {
+                    let place = at + offset as u64 - kept as u64;
+                    if candidate == pattern && place >= from {
+                        if found.len() == FOUND {
+                            return Ok(Done::Found(found, true));
+                        }
+                        found.push(place);
+                    }
+                }
+                let keep = (pattern.len() - 1).min(window.len());
+                window.drain(..window.len() - keep);
+            } else {
+                window.clear();
+            }
+            let Some(next) = at.checked_add(4096) else { break };
+            at = next;
+        }
+        Ok(Done::Found(found, false))
+    }
+}

@@ -1,0 +1,128 @@
+//! What an open popup shows, read fresh while it is open.
+
+use std::sync::Arc;
+
+use super::{
+    Monitor, Platform,
+    disasm::{MAX_INSTRUCTION, disassemble, start_before},
+    refresh::walk_of,
+};
+use crate::engine::{
+    addr::{AddressContext, Va},
+    command::Subject,
+    os::VmiOs,
+    session::{VmiProber, VmiSession},
+    snapshot::{BreakpointDetail, BreakpointId, CodeLine, Detail, MemoryDetail},
+};
+
+/// The longest stretch of memory that a popup shows.
+const MEMORY: u32 = 64 * 1024;
+/// Lines of disassembly in a breakpoint's popup.
+const CODE_LINES: usize = 24;
+
+impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
+    /// Reads the subject of the open popup again.
+    pub(super) fn refresh_detail(&mut self, vmi: VmiSession<'_, D, Os>) {
+        let Some(subject) = self.subject.clone() else {
+            self.detail = None;
+            return;
+        };
+        let detail = match subject {
+            Subject::Process(pid) => self.process_detail(vmi, pid),
+            Subject::Breakpoint(id) => self.breakpoint_detail(vmi, id),
+            Subject::Table(id) => match self.tables.get(&id) {
+                Some(row) => Ok(Detail::Table(row.to_snapshot(self.mapping(row.ctx, row.view)))),
+                None => Err("this address is not monitored any more".into()),
+            },
+            Subject::Fault(id) => {
+                let rows = self.faults.rows(vmi.driver().clock_ns(), |root| self.pid_of(root));
+                rows.into_iter()
+                    .find(|row| row.id == id)
+                    .map(Detail::Fault)
+                    .ok_or_else(|| "this page is not waited for any more".into())
+            }
+            Subject::Memory { pid, va, length } => self.memory_detail(vmi, pid, va, length),
+        };
+        let detail = detail.unwrap_or_else(Detail::Gone);
+        if self.detail.as_deref() != Some(&detail) {
+            self.detail = Some(Arc::new(detail));
+        }
+    }
+
+    fn process_detail(&mut self, vmi: VmiSession<'_, D, Os>, pid: u32) -> Result<Detail, String> {
+        let Some(process) = self.processes.iter().find(|process| process.pid == pid).cloned() else {
+            return Err(format!("process {pid} is gone"));
+        };
+        vmi.flush_v2p_cache();
+        vmi.flush_gfn_cache();
+        let prober = VmiProber::new(self.faults.suppressed_set());
+        let read = vmi.underlying_os().process_detail(vmi, &process, &prober);
+        let mut detail = read.map_err(|error| format!("could not read process {pid}: {error}"))?;
+        let who = format!("details of {} ({pid})", process.name);
+        for page in prober.page_faults() {
+            detail.missing.push(page.va);
+            // Waited for, not injected: nobody asked for more than a look.
+            self.faults.request(page, &who, vmi.driver().clock_ns());
+        }
+        self.follow_faults(vmi);
+        Ok(Detail::Process(detail))
+    }
+
+    fn breakpoint_detail(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Result<Detail, String> {
+        let clock = vmi.driver().clock_ns();
+        let Some(row) = self.breakpoints.get_mut(&id) else { return Err("this breakpoint is gone".into()) };
+        let breakpoint = row.to_snapshot(clock);
+        let code = code_around(vmi, row.ctx, CODE_LINES);
+        Ok(Detail::Breakpoint(BreakpointDetail { breakpoint, code }))
+    }
+
+    fn memory_detail(
+        &self,
+        vmi: VmiSession<'_, D, Os>,
+        pid: Option<u32>,
+        va: Va,
+        length: u32,
+    ) -> Result<Detail, String> {
+        let root = self.root_of(vmi, pid)?;
+        let length = length.min(MEMORY) as usize;
+        vmi.flush_v2p_cache();
+        vmi.flush_gfn_cache();
+        let mut bytes: Vec<Option<u8>> = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let here = va + bytes.len() as u64;
+            let room = (4096 - (here.0 & 0xfff) as usize).min(length - bytes.len());
+            let mut part = vec![0; room];
+            match vmi.read((here, root), &mut part) {
+                Ok(()) => bytes.extend(part.into_iter().map(Some)),
+                Err(_) => bytes.extend(std::iter::repeat_n(None, room)),
+            }
+        }
+        let there: Vec<u8> = bytes.iter().map_while(|byte| *byte).collect();
+        let code = disassemble(&there, va, va, length / 2, vmi.underlying_os().symbols());
+        let walk = walk_of(vmi, AddressContext { va, root });
+        Ok(Detail::Memory(MemoryDetail { pid, root, va, bytes, code, walk }))
+    }
+}
+
+/// Instructions around an address. What the guest executes from a patched shadow page is read here from the guest's own
+/// frame, so these are its own bytes.
+fn code_around<D: Platform, Os: VmiOs<D>>(
+    vmi: VmiSession<'_, D, Os>,
+    ctx: AddressContext,
+    lines: usize,
+) -> Vec<CodeLine> {
+    let symbols = vmi.underlying_os().symbols();
+    // A page that ends in the middle still gives the instructions before it.
+    let read = |va: Va, length: usize| {
+        let mut bytes = vec![0; length];
+        if vmi.read((va, ctx.root), &mut bytes).is_ok() {
+            return Some(bytes);
+        }
+        let room = (4096 - (va.0 & 0xfff) as usize).min(length);
+        bytes.truncate(room);
+        vmi.read((va, ctx.root), &mut bytes).is_ok().then_some(bytes)
+    };
+    let from = start_before(ctx.va, symbols, read);
+    let bytes = read(from, lines * MAX_INSTRUCTION as usize).unwrap_or_default();
+    disassemble(&bytes, from, ctx.va, lines, symbols)
+}

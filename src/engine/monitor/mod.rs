@@ -1,0 +1,322 @@
+//! The monitor: the session's handler, which composes everything below it and serves the screen.
+//!
+//! `answer` answers the guest's events, `command` applies what the user asks between events, `refresh` reads processes,
+//! vCPUs and page tables again, `publish` makes snapshots of it all. What differs between drivers is [`Platform`].
+//! Imports everything in the engine but the worker.
+
+mod answer;
+mod command;
+mod detail;
+mod disasm;
+mod log;
+mod platform;
+mod publish;
+mod refresh;
+mod resolve;
+mod rows;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use indexmap::IndexMap;
+
+pub use self::platform::Platform;
+pub(in crate::engine) use self::platform::second_level;
+
+use self::{
+    log::EventLog,
+    publish::Publisher,
+    refresh::Due,
+    rows::{BreakpointRow, TableRow},
+};
+use super::{
+    addr::{AddressContext, Gfn, VcpuId, View},
+    arch::amd64::Amd64,
+    bpm::BreakpointManager,
+    command::{Answer, Command, Done, Request, Subject, Target},
+    error::VmiError,
+    event::VmiEventResponse,
+    faults::{FaultLoop, FaultPolicy},
+    os::VmiOs,
+    ptm::PageTableMonitor,
+    session::{Interrupted, VmiContext, VmiHandler, VmiSession},
+    snapshot::{BreakpointId, Detail, Process, Scope, Snapshot, TableId},
+};
+
+/// What the engine's user may set before it starts.
+#[derive(Clone, Debug)]
+pub struct MonitorOptions {
+    /// Whether everything that changes the guest is refused.
+    pub read_only: bool,
+    /// Whether the guest runs only as far as [`Command::Advance`] says.
+    pub lock_step: bool,
+    /// Breakpoints to set at once.
+    pub breaks: Vec<Target>,
+    /// Addresses to monitor at once.
+    pub watches: Vec<Target>,
+    /// Hits in one second above which a breakpoint is taken out, so that neither guest nor screen freezes.
+    pub storm_limit: u64,
+}
+
+impl Default for MonitorOptions {
+    fn default() -> Self {
+        Self { read_only: false, lock_step: false, breaks: Vec::new(), watches: Vec::new(), storm_limit: 20_000 }
+    }
+}
+
+/// The engine's ends of the queues that lead to the screen.
+#[derive(Clone, Debug)]
+pub struct Channels {
+    /// Where snapshots are published.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Pinged after each.
+    pub changed: Sender<()>,
+    /// Commands.
+    pub requests: Receiver<Request>,
+}
+
+/// What a breakpoint in the manager is there for; each purpose has its own at any address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Purpose {
+    /// A row of the user's.
+    Row,
+    /// The guest's exception dispatch, while an injected fault is on its way.
+    Refusal,
+}
+
+/// Why an address is monitored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Watcher {
+    /// A row of the user's.
+    Row,
+    /// A breakpoint that arms and disarms with its page.
+    Breakpoint,
+    /// A missing page.
+    Fault,
+}
+
+/// A vCPU that is executing one instruction outside of our view.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    view: View,
+    /// A frame with breakpoints that the instruction writes to.
+    code: Option<Gfn>,
+}
+
+/// Composes breakpoints, page tables, faults and an OS layer on one guest, and serves the screen.
+pub struct Monitor<D: Platform, Os: VmiOs<D>> {
+    options: MonitorOptions,
+    requests: Receiver<Request>,
+    publisher: Publisher,
+    log: EventLog,
+    bpm: BreakpointManager<D::Tap, Purpose, BreakpointId>,
+    ptm: PageTableMonitor<D, Watcher, D::Guard>,
+    faults: FaultLoop<D::Delivery>,
+    breakpoints: IndexMap<BreakpointId, BreakpointRow>,
+    tables: IndexMap<TableId, TableRow>,
+    next_row: u64,
+    view: Option<View>,
+    steps: HashMap<VcpuId, Step>,
+    processes: Vec<Process>,
+    seen_processes: bool,
+    /// Pauses of the user's: 0 or 1.
+    paused: bool,
+    subject: Option<Subject>,
+    detail: Option<Arc<Detail>>,
+    refusal_at: Option<AddressContext>,
+    due: Due,
+    /// In lock-step: the clock at which the guest stops until the next [`Command::Advance`], and who waits for it.
+    advance: Option<(u64, Sender<Answer>)>,
+    quit: bool,
+    os: std::marker::PhantomData<Os>,
+}
+
+impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
+    /// A monitor with nothing set; `first` is the snapshot that the attaching engine published last.
+    pub fn new(options: MonitorOptions, channels: Channels, first: Snapshot) -> Self {
+        Self {
+            options,
+            requests: channels.requests.clone(),
+            publisher: Publisher::new(channels, first),
+            log: EventLog::new(),
+            bpm: BreakpointManager::new(),
+            ptm: PageTableMonitor::default(),
+            faults: FaultLoop::new(FaultPolicy { automatic: false, ..FaultPolicy::default() }),
+            breakpoints: IndexMap::new(),
+            tables: IndexMap::new(),
+            next_row: 1,
+            view: None,
+            steps: HashMap::new(),
+            processes: Vec::new(),
+            seen_processes: false,
+            paused: false,
+            subject: None,
+            detail: None,
+            refusal_at: None,
+            due: Due::default(),
+            advance: None,
+            quit: false,
+            os: std::marker::PhantomData,
+        }
+    }
+
+    /// Reads the guest for the first time and sets what the command line asked for.
+    ///
+    /// # Errors
+    /// One sentence when a breakpoint or a watch of the command line cannot be set; the guest is as it was.
+    pub fn start(&mut self, vmi: VmiSession<'_, D, Os>) -> Result<(), String> {
+        self.describe_guest(vmi);
+        self.refresh_all(vmi);
+        for target in std::mem::take(&mut self.options.breaks) {
+            let scope = target.pid.map_or(Scope::Global, Scope::Process);
+            self.add_breakpoint(vmi, target, scope, String::new()).map_err(|error| format!("--break: {error}"))?;
+        }
+        for target in std::mem::take(&mut self.options.watches) {
+            self.add_watch(vmi, target, String::new()).map_err(|error| format!("--watch: {error}"))?;
+        }
+        self.publish(vmi);
+        Ok(())
+    }
+
+    /// Ends the session at its first poll: what was set is taken back by the teardown.
+    pub fn stop(&mut self) {
+        self.quit = true;
+    }
+
+    /// The view that we install things in, made when it is first needed: a session that only looks changes nothing.
+    fn view(&mut self, vmi: VmiSession<'_, D, Os>) -> Result<View, VmiError> {
+        match self.view {
+            Some(view) => Ok(view),
+            None => {
+                let view = D::enter(vmi.core())?;
+                self.view = Some(view);
+                Ok(view)
+            }
+        }
+    }
+
+    /// Applies the commands that wait. In lock-step, waits for the next [`Command::Advance`].
+    fn serve(&mut self, vmi: VmiSession<'_, D, Os>) {
+        if let Some((until, answer)) = self.advance.take() {
+            if vmi.driver().clock_ns() < until && !self.paused {
+                self.advance = Some((until, answer));
+                return;
+            }
+            self.refresh_all(vmi);
+            self.publish(vmi);
+            let _ = answer.send(Ok(Done::Quiet));
+        }
+        loop {
+            let request = if self.options.lock_step {
+                // Nothing to do until somebody asks; a bounded wait, so that a lost guest is noticed.
+                match self.requests.recv_timeout(Duration::from_secs(1)) {
+                    Ok(request) => request,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return self.quit = true,
+                }
+            } else {
+                match self.requests.try_recv() {
+                    Ok(request) => request,
+                    Err(TryRecvError::Empty) => return,
+                    Err(TryRecvError::Disconnected) => return self.quit = true,
+                }
+            };
+            let Request { command, answer } = request;
+            match command {
+                Command::Quit => {
+                    let _ = answer.send(Ok(Done::Quiet));
+                    return self.quit = true;
+                }
+                Command::Advance(ticks) if self.options.lock_step => {
+                    let until = vmi.driver().clock_ns().saturating_add(ticks.saturating_mul(1_000_000));
+                    return self.advance = Some((until, answer));
+                }
+                command => {
+                    let result = self.apply(vmi, command);
+                    match &result {
+                        Ok(Done::Quiet | Done::Found(..)) => {}
+                        Ok(Done::Said(text)) => tracing::info!("{text}"),
+                        Ok(Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
+                            tracing::info!("{text}");
+                        }
+                        Err(error) => tracing::warn!("{error}"),
+                    }
+                    if !self.options.lock_step {
+                        self.publish(vmi);
+                    }
+                    // Nobody waiting for the answer is not an error.
+                    let _ = answer.send(result);
+                }
+            }
+        }
+    }
+}
+
+impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
+    type Output = ();
+
+    fn poll(&mut self, vmi: VmiSession<'_, D, Os>) -> Option<()> {
+        if !self.quit {
+            self.serve(vmi);
+        }
+        if self.quit {
+            return Some(());
+        }
+        self.refresh_due(vmi);
+        if !self.options.lock_step && self.publisher.is_due() {
+            self.publish(vmi);
+        }
+        None
+    }
+
+    fn handle_event(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
+        self.answer(vmi)
+    }
+
+    fn handle_interrupted(&mut self, _: VmiSession<'_, D, Os>) -> Interrupted {
+        Interrupted::End
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        // Short enough that a command is answered within a frame or two.
+        Some(Duration::from_millis(10))
+    }
+
+    fn cleanup(&mut self, vmi: VmiSession<'_, D, Os>) {
+        let said = |what: &str, result: Result<(), VmiError>| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "could not take {what} out of the guest");
+            }
+        };
+        said("all breakpoints", self.bpm.clear(vmi.core()));
+        said("all page table monitoring", self.ptm.unmonitor_all(vmi.core()));
+        if let Some(view) = self.view.take() {
+            said("our view", D::leave(vmi.core(), view));
+        }
+        if std::mem::take(&mut self.paused) {
+            said("the pause", vmi.core().resume());
+        }
+    }
+}
+
+/// The moment of an event: what every event line begins with.
+fn now<D: Platform, Os>(vmi: VmiSession<'_, D, Os>) -> u64 {
+    vmi.driver().clock_ns()
+}
+
+/// Whether a duration has passed since the last time, which then becomes now.
+fn elapsed(last: &mut Option<Instant>, period: Duration) -> bool {
+    let now = Instant::now();
+    match last {
+        Some(before) if now.duration_since(*before) < period => false,
+        _ => {
+            *last = Some(now);
+            true
+        }
+    }
+}

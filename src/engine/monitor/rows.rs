@@ -1,0 +1,132 @@
+//! The rows of the breakpoint and page-table panes: what the user asked for, whatever the guest's pages do.
+
+use std::collections::VecDeque;
+
+use super::log::Rates;
+use crate::engine::{
+    addr::{AddressContext, Pa, View},
+    snapshot::{Breakpoint, BreakpointId, BreakpointState, Hit, Scope, Table, TableId, WalkEntry},
+};
+
+/// How many hits a row remembers.
+const HITS: usize = 32;
+/// How many seconds of rates a row shows.
+const RATE_SECONDS: usize = 20;
+
+/// A breakpoint as the user wants it.
+#[derive(Debug)]
+pub(super) struct BreakpointRow {
+    pub(super) id: BreakpointId,
+    pub(super) symbol: String,
+    pub(super) ctx: AddressContext,
+    pub(super) scope: Scope,
+    pub(super) tag: String,
+    pub(super) view: View,
+    pub(super) state: BreakpointState,
+    pub(super) pa: Option<Pa>,
+    pub(super) hits: u64,
+    pub(super) rates: Rates,
+    pub(super) last_hits: VecDeque<Hit>,
+    pub(super) error: Option<String>,
+}
+
+impl BreakpointRow {
+    pub(super) fn new(id: BreakpointId, symbol: String, ctx: AddressContext, scope: Scope, tag: String) -> Self {
+        Self {
+            id,
+            symbol,
+            ctx,
+            scope,
+            tag,
+            view: View(0),
+            state: BreakpointState::Disabled,
+            pa: None,
+            hits: 0,
+            rates: Rates::new(RATE_SECONDS),
+            last_hits: VecDeque::new(),
+            error: None,
+        }
+    }
+
+    /// Whether it is meant to be in the guest.
+    pub(super) fn is_on(&self) -> bool {
+        matches!(self.state, BreakpointState::Active | BreakpointState::Pending)
+    }
+
+    /// What to call it in a sentence.
+    pub(super) fn name(&self) -> String {
+        if self.symbol.is_empty() { self.ctx.va.to_string() } else { self.symbol.clone() }
+    }
+
+    pub(super) fn record(&mut self, hit: Hit) {
+        self.hits += 1;
+        self.rates.count(hit.at_ns);
+        if self.last_hits.len() == HITS {
+            self.last_hits.pop_front();
+        }
+        self.last_hits.push_back(hit);
+    }
+
+    pub(super) fn to_snapshot(&mut self, clock_ns: u64) -> Breakpoint {
+        self.rates.advance(clock_ns);
+        Breakpoint {
+            id: self.id,
+            symbol: self.symbol.clone(),
+            address: self.ctx.va,
+            scope: self.scope,
+            view: self.view,
+            pa: self.pa,
+            state: self.state,
+            tag: self.tag.clone(),
+            hits: self.hits,
+            rates: self.rates.to_vec(),
+            last_hits: self.last_hits.iter().cloned().collect(),
+            error: self.error.clone(),
+        }
+    }
+}
+
+/// A monitored address as the user wants it.
+#[derive(Debug)]
+pub(super) struct TableRow {
+    pub(super) id: TableId,
+    pub(super) symbol: String,
+    pub(super) ctx: AddressContext,
+    pub(super) pid: Option<u32>,
+    pub(super) view: View,
+    pub(super) tag: String,
+    pub(super) changes: u64,
+    pub(super) last_change_ns: Option<u64>,
+    /// The walk that was shown last, and the entries before their last change.
+    pub(super) walk: Vec<WalkEntry>,
+}
+
+impl TableRow {
+    /// Takes a new walk, remembering what each changed entry was before.
+    pub(super) fn update_walk(&mut self, mut walk: Vec<WalkEntry>) {
+        for entry in &mut walk {
+            let before = self.walk.iter().find(|old| old.entry_pa == entry.entry_pa && old.level == entry.level);
+            entry.previous =
+                before.and_then(|old| if old.entry == entry.entry { old.previous } else { Some(old.entry) });
+        }
+        self.walk = walk;
+    }
+
+    pub(super) fn to_snapshot(&self, mapped: Option<(Pa, u64)>) -> Table {
+        Table {
+            id: self.id,
+            address: self.ctx.va,
+            symbol: self.symbol.clone(),
+            root: self.ctx.root,
+            pid: self.pid,
+            view: self.view,
+            tag: self.tag.clone(),
+            paged_in: mapped.is_some(),
+            pa: mapped.map(|(pa, _)| pa),
+            page_bytes: mapped.map_or(0, |(_, bytes)| bytes),
+            changes: self.changes,
+            last_change_ns: self.last_change_ns,
+            walk: self.walk.clone(),
+        }
+    }
+}
