@@ -4,6 +4,8 @@
 //! facts from a profile. Imports the session and below. Everything read here is a claim of a hostile guest: walks are
 //! bounded, strings are cleaned before they leave.
 
+pub mod linux;
+
 use std::sync::Arc;
 
 use indexmap::IndexSet;

@@ -1,0 +1,380 @@
+//! The kernel's type information (BTF): where the members of its structures lie.
+//!
+//! The format is documented in `Documentation/bpf/btf.rst` of the kernel's source: a header, the types one behind the
+//! other (numbered from 1), and their strings. Only structures, unions and what their members are made of matter here.
+//! A pure function of bytes that a guest wrote: every reference is checked and every walk has a budget.
+
+use std::collections::HashMap;
+
+use super::bytes::{string_at, u32_at};
+
+/// The first bytes of little-endian BTF of version 1 with the usual header of 24 bytes.
+pub const MAGIC: [u8; 8] = [0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
+
+const KIND_INT: u32 = 1;
+const KIND_POINTER: u32 = 2;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNCTION_PROTOTYPE: u32 = 13;
+const KIND_VARIABLE: u32 = 14;
+const KIND_DATA_SECTION: u32 = 15;
+const KIND_FLOAT: u32 = 16;
+const KIND_DECLARATION_TAG: u32 = 17;
+const KIND_TYPE_TAG: u32 = 18;
+const KIND_ENUM64: u32 = 19;
+
+/// Members looked at for one question: structures have some hundred, anonymous ones nest a few levels.
+const BUDGET: u32 = 100_000;
+/// How deep anonymous structures may nest, and how long a chain of typedefs and qualifiers may be.
+const DEPTH: u32 = 32;
+/// Longest name of a type or member.
+const LONGEST: usize = 512;
+
+/// Where a member lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Bytes from the structure's start.
+    pub offset: u64,
+    /// Its size in bytes; 0 where its type has none.
+    pub size: u64,
+}
+
+/// Type information with an index of its structures.
+pub struct Btf<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Position in `types` of each type, from type 1 on.
+    positions: Vec<u32>,
+    /// Named structures and unions.
+    structures: HashMap<&'a [u8], u32>,
+}
+
+/// A type's common part (`struct btf_type`).
+#[derive(Clone, Copy)]
+struct Type {
+    name: u32,
+    info: u32,
+    /// Size in bytes, or the type referred to.
+    size_or_type: u32,
+    /// Position of what follows.
+    rest: usize,
+}
+
+impl Type {
+    fn kind(self) -> u32 {
+        self.info >> 24 & 0x1f
+    }
+
+    fn count(self) -> usize {
+        self.info as usize & 0xffff
+    }
+
+    fn is_structure(self) -> bool {
+        matches!(self.kind(), KIND_STRUCT | KIND_UNION)
+    }
+
+    /// Whether it only gives another type a name or a quality.
+    fn is_alias(self) -> bool {
+        matches!(self.kind(), KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG)
+    }
+
+    /// Bytes that follow the common part.
+    fn rest_bytes(self) -> usize {
+        match self.kind() {
+            KIND_INT | KIND_VARIABLE | KIND_DECLARATION_TAG => 4,
+            KIND_ARRAY => 12,
+            KIND_STRUCT | KIND_UNION | KIND_DATA_SECTION | KIND_ENUM64 => 12 * self.count(),
+            KIND_ENUM | KIND_FUNCTION_PROTOTYPE => 8 * self.count(),
+            _ => 0,
+        }
+    }
+}
+
+impl<'a> Btf<'a> {
+    /// Reads the header and finds the types. `None` where it is no BTF. Types behind a damaged one are left out.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        if bytes.get(..4)? != MAGIC.get(..4)? {
+            return None;
+        }
+        let number = |at: usize| u32_at(bytes, at).map(|value| value as usize);
+        let header = number(4)?;
+        let section = |offset: usize, length: usize| {
+            let start = header.checked_add(offset)?;
+            bytes.get(start..start.checked_add(length)?)
+        };
+        let types = section(number(8)?, number(12)?)?;
+        let strings = section(number(16)?, number(20)?)?;
+        let mut btf = Self {
+            types,
+            strings,
+            positions: Vec::with_capacity(types.len() / 24),
+            structures: HashMap::with_capacity(types.len() / 256),
+        };
+        let mut at = 0;
+        while let (Ok(position), Some(found)) = (u32::try_from(at), type_at(types, at)) {
+            btf.positions.push(position);
+            if found.is_structure() && found.name != 0 {
+                if let Some(name) = string_at(strings, found.name as usize, LONGEST) {
+                    btf.structures.entry(name).or_insert(btf.positions.len() as u32);
+                }
+            }
+            at = found.rest + found.rest_bytes();
+        }
+        (!btf.structures.is_empty()).then_some(btf)
+    }
+
+    fn type_of(&self, id: u32) -> Option<Type> {
+        let position = *self.positions.get(id.checked_sub(1)? as usize)?;
+        type_at(self.types, position as usize)
+    }
+
+    /// The type behind typedefs and qualifiers.
+    fn resolve(&self, id: u32) -> Option<Type> {
+        let mut found = self.type_of(id)?;
+        for _ in 0..DEPTH {
+            if !found.is_alias() {
+                return Some(found);
+            }
+            found = self.type_of(found.size_or_type)?;
+        }
+        None
+    }
+
+    /// The size of a type in bytes.
+    fn size(&self, id: u32, depth: u32) -> Option<u64> {
+        let found = self.resolve(id)?;
+        match found.kind() {
+            KIND_POINTER => Some(8),
+            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_FLOAT => {
+                Some(u64::from(found.size_or_type))
+            }
+            KIND_ARRAY => {
+                let element = self.size(u32_at(self.types, found.rest)?, depth.checked_sub(1)?)?;
+                element.checked_mul(u64::from(u32_at(self.types, found.rest + 8)?))
+            }
+            _ => None,
+        }
+    }
+
+    /// The size in bytes of a structure or union by its name.
+    pub fn size_of(&self, structure: &str) -> Option<u64> {
+        let id = *self.structures.get(structure.as_bytes())?;
+        self.type_of(id).map(|found| u64::from(found.size_or_type))
+    }
+
+    /// A member by its path (`"se.cfs_rq"`). Members of anonymous structures are found by their own name; in an array
+    /// the path goes on in the first element. `None` where it does not exist or is a bit field.
+    pub fn member(&self, structure: &str, path: &str) -> Option<Member> {
+        let mut id = *self.structures.get(structure.as_bytes())?;
+        let mut member = Member { offset: 0, size: 0 };
+        for name in path.split('.') {
+            let mut holder = self.resolve(id)?;
+            for _ in 0..DEPTH {
+                if holder.kind() != KIND_ARRAY {
+                    break;
+                }
+                holder = self.resolve(u32_at(self.types, holder.rest)?)?;
+            }
+            let (offset, found) = self.find(holder, name.as_bytes(), DEPTH, &mut BUDGET.clone())?;
+            member.offset = member.offset.checked_add(offset)?;
+            id = found;
+        }
+        member.size = self.size(id, DEPTH).unwrap_or(0);
+        Some(member)
+    }
+
+    /// A member of a structure, or of an anonymous one in it: its offset and its type.
+    fn find(&self, structure: Type, name: &[u8], depth: u32, budget: &mut u32) -> Option<(u64, u32)> {
+        if !structure.is_structure() {
+            return None;
+        }
+        let depth = depth.checked_sub(1)?;
+        for i in 0..structure.count() {
+            *budget = budget.checked_sub(1)?;
+            let at = structure.rest + i * 12;
+            let (text, id) = (u32_at(self.types, at)? as usize, u32_at(self.types, at + 4)?);
+            let place = u32_at(self.types, at + 8)?;
+            // With the kind flag the upper byte is the width of a bit field.
+            let (bits, width) = if structure.info >> 31 != 0 { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
+            let offset = u64::from(bits / 8);
+            let is_bit_field = width != 0 || bits % 8 != 0;
+            let own = self.strings.get(text..)?;
+            if text == 0 || own.first() == Some(&0) {
+                let inner = self.resolve(id).and_then(|inner| self.find(inner, name, depth, budget));
+                if let Some((inner, id)) = inner {
+                    return Some((offset.checked_add(inner)?, id));
+                }
+            } else if own.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0)) {
+                return (!is_bit_field).then_some((offset, id));
+            }
+        }
+        None
+    }
+}
+
+fn type_at(types: &[u8], at: usize) -> Option<Type> {
+    let found = Type {
+        name: u32_at(types, at)?,
+        info: u32_at(types, at + 4)?,
+        size_or_type: u32_at(types, at + 8)?,
+        rest: at + 12,
+    };
+    // A kind from the future has a length that nobody here knows.
+    (matches!(found.kind(), 1..=KIND_ENUM64) && found.rest + found.rest_bytes() <= types.len()).then_some(found)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Writes BTF by hand: strings and types are added in order, types get the numbers 1, 2, …
+    #[derive(Default)]
+    pub(crate) struct Writer {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+        count: u32,
+    }
+
+    impl Writer {
+        fn string(&mut self, text: &str) -> u32 {
+            if self.strings.is_empty() {
+                self.strings.push(0);
+            }
+            if text.is_empty() {
+                return 0;
+            }
+            let at = self.strings.len() as u32;
+            self.strings.extend(text.bytes());
+            self.strings.push(0);
+            at
+        }
+
+        fn words(&mut self, words: &[u32]) {
+            words.iter().for_each(|word| self.types.extend(word.to_le_bytes()));
+        }
+
+        fn add(&mut self, name: &str, info: u32, size_or_type: u32, rest: &[u32]) -> u32 {
+            let name = self.string(name);
+            self.words(&[name, info, size_or_type]);
+            self.words(rest);
+            self.count += 1;
+            self.count
+        }
+
+        pub(crate) fn int(&mut self, bytes: u32) -> u32 {
+            self.add("int", KIND_INT << 24, bytes, &[bytes * 8])
+        }
+
+        pub(crate) fn pointer(&mut self, to: u32) -> u32 {
+            self.add("", KIND_POINTER << 24, to, &[])
+        }
+
+        pub(crate) fn array(&mut self, of: u32, count: u32) -> u32 {
+            self.add("", KIND_ARRAY << 24, 0, &[of, of, count])
+        }
+
+        /// Members: name, type, offset in bits (with the flag: width in the upper byte).
+        pub(crate) fn structure(&mut self, name: &str, bytes: u32, flag: bool, members: &[(&str, u32, u32)]) -> u32 {
+            let words: Vec<u32> = members.iter().flat_map(|&(name, id, bits)| [self.string(name), id, bits]).collect();
+            let info = KIND_STRUCT << 24 | u32::from(flag) << 31 | members.len() as u32;
+            self.add(name, info, bytes, &words)
+        }
+
+        pub(crate) fn finish(mut self) -> Vec<u8> {
+            self.string("");
+            let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
+            let mut out = MAGIC.to_vec();
+            [0, types, types, strings].iter().for_each(|word| out.extend(word.to_le_bytes()));
+            out.extend(self.types);
+            out.extend(self.strings);
+            out
+        }
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut w = Writer::default();
+        let (long, byte) = (w.int(8), w.int(1));
+        let entity = w.structure("sched_entity", 24, false, &[("load", long, 0), ("cfs_rq", long, 128)]);
+        let alias = w.add("sched_entity_t", KIND_TYPEDEF << 24, entity, &[]);
+        let inner = w.structure("", 16, false, &[("pid", long, 0), ("tgid", long, 64)]);
+        let outer = w.structure("", 16, false, &[("", inner, 0)]);
+        let comm = w.array(byte, 16);
+        let several = w.array(alias, 3);
+        let pointer = w.pointer(entity);
+        w.structure(
+            "task_struct",
+            256,
+            true,
+            &[
+                ("flag", long, 1 << 24 | 3),
+                ("se", alias, 64),
+                ("", outer, 64 * 8),
+                ("comm", comm, 100 * 8),
+                ("many", several, 120 * 8),
+                ("parent", pointer, 200 * 8),
+            ],
+        );
+        w.finish()
+    }
+
+    #[test]
+    fn finds_members_where_they_hide() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).expect("valid BTF");
+        let member = |path| btf.member("task_struct", path).map(|m| (m.offset, m.size));
+        assert_eq!(member("se.cfs_rq"), Some((8 + 16, 8)));
+        assert_eq!(member("tgid"), Some((64 + 8, 8)));
+        assert_eq!(member("comm"), Some((100, 16)));
+        assert_eq!(member("many"), Some((120, 72)));
+        assert_eq!(member("many.cfs_rq"), Some((136, 8)));
+        assert_eq!(member("parent"), Some((200, 8)));
+        assert_eq!(btf.size_of("task_struct"), Some(256));
+    }
+
+    #[test]
+    fn what_is_not_there_is_none() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).expect("valid BTF");
+        for path in ["flag", "nothing", "parent.load", "comm.x", "", "se."] {
+            assert_eq!(btf.member("task_struct", path), None, "{path}");
+        }
+        assert_eq!(btf.member("mm_struct", "pgd"), None);
+        assert!(Btf::parse(b"no type information here").is_none());
+    }
+
+    #[test]
+    fn a_structure_that_contains_itself_ends() {
+        let mut w = Writer::default();
+        w.structure("loop", 8, false, &[("", 1, 0), ("", 1, 0), ("", 1, 0)]);
+        let bytes = w.finish();
+        assert_eq!(Btf::parse(&bytes).and_then(|btf| btf.member("loop", "x")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn damage_never_panics(
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = sample();
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(bytes.len()).max(24));
+            if let Some(btf) = Btf::parse(&bytes) {
+                for path in ["se.cfs_rq", "tgid", "many.cfs_rq", "comm"] {
+                    let _ = btf.member("task_struct", path);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Linux, with no configuration: x86-64 kernels from 5.4 on.
+//!
+//! Everything comes out of guest memory: where the kernel is (`detect`), its symbols ([`kallsyms`]), the layout of its
+//! structures ([`btf`], kept in `layout`), then its processes (`tasks`). Kernels are told apart by what they have, never by
+//! their version. A kernel without type information needs a file of offsets. Imports the session and below; start at
+//! [`LinuxOs::detect`].
+
+pub mod btf;
+mod bytes;
+mod current;
+mod detect;
+pub mod kallsyms;
+mod kernel;
+mod layout;
+mod tasks;
+
+use std::sync::Arc;
+
+use self::{current::PerCpu, kernel::Kernel, layout::Layout};
+use super::{CurrentProcess, ProcessList, VmiOs};
+use crate::engine::{
+    addr::{Pa, Va},
+    arch::amd64::{Amd64, Amd64Registers},
+    driver::VmiRead,
+    error::VmiError,
+    session::{VmiCore, VmiProber, VmiSession, VmiState},
+    snapshot::{Process, ProcessDetail},
+    symbols::SymbolTable,
+};
+
+/// What is known of one guest's Linux kernel.
+pub struct LinuxOs {
+    version: String,
+    base: Va,
+    root: Pa,
+    /// Whether user mode has page tables of its own.
+    isolated: bool,
+    /// Where all physical memory is mapped (`page_offset_base`).
+    direct_map: Va,
+    init_task: Va,
+    per_cpu: PerCpu,
+    layout: Layout,
+    symbols: Arc<SymbolTable>,
+}
+
+impl LinuxOs {
+    /// Finds the kernel of a guest from the registers of any of its vCPUs, in user mode or not. The driver need not
+    /// know `lstar` and `idt_base`; without them the check that a kernel is what is mapped is weaker. Sets the core's
+    /// paging levels.
+    ///
+    /// `profile` is the text of a file of offsets, for kernels that carry no type information; what it says overrules
+    /// the kernel's own. `docs/linux.md` describes it.
+    ///
+    /// # Errors
+    /// [`VmiError::Os`] with what was not found: the guest is not up yet, is not Linux, or needs a profile.
+    pub fn detect<Driver>(
+        core: &VmiCore<Driver>,
+        registers: &Amd64Registers,
+        profile: Option<&str>,
+    ) -> Result<Self, VmiError>
+    where
+        Driver: VmiRead<Architecture = Amd64>,
+    {
+        detect::detect(core, registers, profile)
+    }
+
+    /// Whether the kernel keeps page tables of their own for user mode (kernel page-table isolation).
+    pub fn is_isolated(&self) -> bool {
+        self.isolated
+    }
+
+    /// Reads of this kernel's memory.
+    fn kernel<'a, Driver>(&'a self, core: &'a VmiCore<Driver>) -> Kernel<'a, Driver>
+    where
+        Driver: VmiRead<Architecture = Amd64>,
+    {
+        Kernel { core, os: self }
+    }
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
+    fn name(&self) -> &'static str {
+        "linux"
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn kernel_image_base(&self) -> Va {
+        self.base
+    }
+
+    fn kernel_root(&self) -> Pa {
+        self.root
+    }
+
+    fn symbols(&self) -> &Arc<SymbolTable> {
+        &self.symbols
+    }
+
+    fn process_root(&self, root: Pa) -> Pa {
+        if self.isolated { Pa(root.0 & !0x1000) } else { root }
+    }
+
+    fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {
+        self.kernel(vmi.core()).processes()
+    }
+
+    fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
+        self.kernel(vmi.core()).current(vmi.registers())
+    }
+
+    fn process_detail(
+        &self,
+        _vmi: VmiSession<'_, Driver, Self>,
+        process: &Process,
+        _prober: &VmiProber,
+    ) -> Result<ProcessDetail, VmiError> {
+        Ok(ProcessDetail { process: process.clone(), ..ProcessDetail::default() })
+    }
+
+    /// The calling convention of the kernel (System V AMD64 ABI, section 3.2.3): six registers, then the stack above
+    /// the return address.
+    fn function_argument(&self, vmi: VmiState<'_, Driver, Self>, index: u32) -> Result<u64, VmiError> {
+        let gp = &vmi.registers().gp;
+        match [gp.rdi, gp.rsi, gp.rdx, gp.rcx, gp.r8, gp.r9].get(index as usize) {
+            Some(value) => Ok(*value),
+            None => vmi.read_u64(Va(gp.rsp) + 8 + u64::from(index - 6) * 8),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Tasks and the list of processes (`struct task_struct` in `include/linux/sched.h`).
+
+use std::collections::HashMap;
+
+use super::{
+    bytes::{u32_at, u64_at},
+    kernel::Kernel,
+    layout::Task,
+};
+use crate::engine::{
+    addr::Va,
+    arch::amd64::Amd64,
+    driver::VmiRead,
+    error::VmiError,
+    os::ProcessList,
+    snapshot::{Process, ProcessFlag, clean},
+};
+
+/// Processes listed at most; more is a list that a guest made to keep us busy.
+const MOST_PROCESSES: usize = 1 << 16;
+/// `PF_EXITING`, in `include/linux/sched.h`.
+const PF_EXITING: u32 = 0x4;
+/// `PF_KTHREAD`.
+const PF_KTHREAD: u32 = 0x20_0000;
+/// `PF_WQ_WORKER`: its long name would be that of the work it does at the moment.
+const PF_WQ_WORKER: u32 = 0x20;
+/// Characters of a name that are kept: kernel threads' are longer than `comm`.
+const MOST_NAME: usize = 64;
+
+/// What was read of one task.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TaskRecord {
+    pub(super) object: Va,
+    pub(super) pid: u32,
+    pub(super) tgid: u32,
+    pub(super) name: String,
+    pub(super) leader: Va,
+    pub(super) state: u32,
+    pub(super) exit_state: u32,
+    next: Va,
+    flags: u32,
+    mm: Va,
+    parent: Va,
+    signal: Va,
+    cred: Va,
+    start_ns: u64,
+    kthread: Va,
+}
+
+impl TaskRecord {
+    fn is_kernel(&self) -> bool {
+        self.mm.is_null() && self.flags & PF_KTHREAD != 0
+    }
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
+    /// Reads a task with one read.
+    pub(super) fn task(&self, object: Va) -> Result<TaskRecord, VmiError> {
+        let layout = &self.os.layout.task;
+        let (from, to) = layout.span();
+        let mut bytes = vec![0; to.saturating_sub(from) as usize];
+        self.read(object + from, &mut bytes)?;
+        let place = |offset: u64| offset.wrapping_sub(from) as usize;
+        let number = |offset: u64| u32_at(&bytes, place(offset)).unwrap_or(0);
+        let wide = |offset: u64| u64_at(&bytes, place(offset)).unwrap_or(0);
+        let pointer = |offset: Option<u64>| offset.map_or(Va(0), |offset| Va(wide(offset)));
+        let comm = bytes.get(place(layout.comm)..).unwrap_or_default();
+        let comm = comm.get(..Task::COMM_BYTES as usize).unwrap_or(comm);
+        let comm = comm.split(|&byte| byte == 0).next().unwrap_or_default();
+        Ok(TaskRecord {
+            object,
+            pid: number(layout.pid),
+            tgid: number(layout.tgid),
+            name: clean(&String::from_utf8_lossy(comm), MOST_NAME),
+            leader: pointer(layout.group_leader),
+            state: layout.state.map_or(0, number),
+            exit_state: layout.exit_state.map_or(0, number),
+            next: Va(wide(layout.tasks)) - layout.tasks,
+            flags: number(layout.flags),
+            mm: Va(wide(layout.mm)),
+            parent: Va(wide(layout.real_parent)),
+            signal: pointer(layout.signal),
+            cred: pointer(layout.cred),
+            start_ns: layout.start.map_or(0, wide),
+            kthread: pointer(layout.kthread),
+        })
+    }
+
+    /// The kernel's list of processes: their first tasks, without the idle task that heads it. The flag tells that it
+    /// did not come to its end.
+    pub(super) fn task_list(&self) -> Result<(Vec<TaskRecord>, bool), VmiError> {
+        let head = self.os.init_task;
+        let mut next = self.task(head)?.next;
+        let mut seen = HashMap::new();
+        let mut tasks: Vec<TaskRecord> = Vec::new();
+        while next != head {
+            if tasks.len() >= MOST_PROCESSES || seen.insert(next, ()).is_some() {
+                return Ok((tasks, true));
+            }
+            match self.task(next) {
+                Ok(task) => {
+                    next = task.next;
+                    tasks.push(task);
+                }
+                Err(VmiError::Translation(_) | VmiError::OutOfBounds(_)) => return Ok((tasks, true)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((tasks, false))
+    }
+
+    /// All processes.
+    pub(super) fn processes(&self) -> Result<ProcessList, VmiError> {
+        let (tasks, truncated) = self.task_list()?;
+        let ids: HashMap<Va, u32> = tasks.iter().map(|task| (task.object, task.tgid)).collect();
+        let parent = |task: &TaskRecord| {
+            let known = ids.get(&task.parent).copied();
+            known.or_else(|| self.u32(task.parent + self.os.layout.task.tgid).ok()).unwrap_or(0)
+        };
+        let processes = tasks.iter().map(|task| self.process(task, parent(task))).collect();
+        Ok(ProcessList { processes, truncated })
+    }
+
+    /// The row of a process, from its first task.
+    pub(super) fn process(&self, task: &TaskRecord, ppid: u32) -> Process {
+        let layout = &self.os.layout;
+        let beyond = |base: Va, offset: Option<u64>| {
+            let offset = offset.filter(|_| !base.is_null())?;
+            self.u32(base + offset).ok()
+        };
+        let mut flags = Vec::new();
+        if task.is_kernel() {
+            flags.push(ProcessFlag::Kernel);
+        }
+        if task.exit_state != 0 || task.flags & PF_EXITING != 0 {
+            flags.push(ProcessFlag::Exiting);
+        }
+        Process {
+            pid: task.tgid,
+            ppid,
+            name: self.long_name(task).unwrap_or_else(|| task.name.clone()),
+            root: (!task.mm.is_null()).then(|| self.root_of(task.mm)).flatten(),
+            threads: beyond(task.signal, layout.signal_threads).unwrap_or(1),
+            start_ns: task.start_ns,
+            uid: beyond(task.cred, layout.cred_uid),
+            flags,
+            object: task.object,
+        }
+    }
+
+    /// The whole name of a kernel thread whose `comm` was too short for it.
+    fn long_name(&self, task: &TaskRecord) -> Option<String> {
+        let cut = task.name.len() as u64 == Task::COMM_BYTES - 1;
+        if !cut || !task.is_kernel() || task.flags & PF_WQ_WORKER != 0 || task.kthread.is_null() {
+            return None;
+        }
+        let name = self.pointer(task.kthread + self.os.layout.kthread_name?).ok().filter(|name| !name.is_null())?;
+        let name = self.core.read_string_limited((name, self.os.root), MOST_NAME).ok()?;
+        name.starts_with(&task.name).then(|| clean(&name, MOST_NAME))
+    }
+}
