@@ -22,3 +22,4 @@ pub mod ptm;
 pub mod session;
 pub mod snapshot;
 pub mod symbols;
+pub mod worker;

@@ -246,9 +246,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                         }
                         Err(error) => tracing::warn!("{error}"),
                     }
-                    if !self.options.lock_step {
-                        self.publish(vmi);
-                    }
+                    self.publish(vmi);
                     // Nobody waiting for the answer is not an error.
                     let _ = answer.send(result);
                 }

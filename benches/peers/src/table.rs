@@ -1,0 +1,80 @@
+//! Sampling and the table of results.
+
+use std::time::{Duration, Instant};
+
+/// One measured operation; nanoseconds an operation, the fastest of all samples.
+pub struct Row {
+    pub name: String,
+    pub ours: f64,
+    pub theirs: f64,
+    pub floor: Option<f64>,
+}
+
+#[derive(Default)]
+pub struct Table {
+    pub rows: Vec<Row>,
+    pub only: Option<String>,
+}
+
+impl Table {
+    pub fn wants(&self, group: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == group)
+    }
+
+    /// Samples the contestants in turn, so that a change of the machine's speed meets all of them. Each closure does
+    /// its work once and answers how long its measured part took and how many operations that were.
+    pub fn row(
+        &mut self,
+        name: impl Into<String>,
+        ours: &mut dyn FnMut() -> (Duration, u64),
+        theirs: &mut dyn FnMut() -> (Duration, u64),
+        floor: Option<&mut dyn FnMut() -> (Duration, u64)>,
+    ) {
+        let mut contestants: Vec<&mut dyn FnMut() -> (Duration, u64)> = vec![ours, theirs];
+        contestants.extend(floor);
+        let mut best = vec![f64::INFINITY; contestants.len()];
+        let start = Instant::now();
+        let mut rounds = 0;
+        while rounds < 3 || (start.elapsed() < Duration::from_millis(1200) && rounds < 60) {
+            for (contestant, best) in contestants.iter_mut().zip(&mut best) {
+                let (time, operations) = contestant();
+                *best = best.min(time.as_nanos() as f64 / operations as f64);
+            }
+            rounds += 1;
+        }
+        let row = Row { name: name.into(), ours: best[0], theirs: best[1], floor: best.get(2).copied() };
+        eprint!(".");
+        self.rows.push(row);
+    }
+
+    pub fn print(&self, json: bool) {
+        eprintln!();
+        if json {
+            let rows: Vec<String> = self
+                .rows
+                .iter()
+                .map(|row| {
+                    let floor = row.floor.map_or("null".into(), |floor| format!("{floor:.2}"));
+                    format!(
+                        "{{\"row\":\"{}\",\"ours_ns\":{:.2},\"theirs_ns\":{:.2},\"floor_ns\":{floor}}}",
+                        row.name, row.ours, row.theirs
+                    )
+                })
+                .collect();
+            println!("[{}]", rows.join(",\n "));
+            return;
+        }
+        println!("{:<64} {:>10} {:>10} {:>7} {:>10}", "ns per operation, fastest sample", "ours", "vmi 0.13", "ratio", "floor");
+        for row in &self.rows {
+            let floor = row.floor.map_or(String::new(), |floor| format!("{floor:.1}"));
+            println!("{:<64} {:>10.1} {:>10.1} {:>7.3} {:>10}", row.name, row.ours, row.theirs, row.ours / row.theirs, floor);
+        }
+    }
+}
+
+/// Times `operations` operations done by one call.
+pub fn timed(operations: u64, work: impl FnOnce()) -> (Duration, u64) {
+    let start = Instant::now();
+    work();
+    (start.elapsed(), operations)
+}

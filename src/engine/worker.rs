@@ -1,0 +1,286 @@
+//! The engine's thread: it owns driver, session and monitor; commands go in, snapshots come out.
+//!
+//! [`start_qemu`] opens the guest and hand back the screen's end. A guest that cannot be opened is an
+//! error of these functions, so that no screen comes up for it; whatever ends the engine later is a state that the last
+//! snapshot shows. This is the only place that knows all drivers.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{RecvTimeoutError, bounded};
+
+use super::{
+    addr::{Gfn, VcpuId, View},
+    arch::amd64::{Amd64, Amd64Registers},
+    bpm::{BreakpointController, DebugController},
+    command::{Command, Done, Engine, Target},
+    driver::{
+        qemu::{QemuDriver, QemuOptions},
+        sim::SimDriver,
+    },
+    error::VmiError,
+    event::{VmiEvent, VmiEventResponse},
+    faults::{InjectFaults, WaitForGuest},
+    monitor::{Channels, Monitor, MonitorOptions, Platform, second_level},
+    os::{VmiOs, linux::LinuxOs},
+    ptm::{Unguarded, WriteProtect},
+    session::{VmiCore, VmiSession},
+    snapshot::{Guest, SCHEMA, Snapshot, Status},
+};
+
+/// How many commands may wait.
+const COMMANDS: usize = 256;
+/// How often a guest whose kernel is not up yet is looked at again.
+const KERNEL_WAIT: Duration = Duration::from_millis(250);
+
+/// What every kind of guest is started with.
+#[derive(Clone, Debug, Default)]
+pub struct StartOptions {
+    /// Whether everything that changes the guest is refused, at the driver.
+    pub read_only: bool,
+    /// Breakpoints to set at once.
+    pub breaks: Vec<Target>,
+    /// Addresses to monitor at once.
+    pub watches: Vec<Target>,
+    /// A file of facts on the guest's kernel, where they cannot be found in it.
+    pub profile: Option<PathBuf>,
+}
+
+impl Platform for SimDriver {
+    const KIND: &'static str = "demo";
+    const TABLE_POLL: Option<Duration> = None;
+    const VCPU_POLL: Duration = Duration::from_millis(33);
+    type Tap = BreakpointController<Self>;
+    type Guard = WriteProtect;
+    type Delivery = InjectFaults;
+
+    fn enter(vmi: &VmiCore<Self>) -> Result<View, VmiError> {
+        second_level::enter(vmi)
+    }
+    fn leave(vmi: &VmiCore<Self>, view: View) -> Result<(), VmiError> {
+        second_level::leave(vmi, view)
+    }
+    fn is_left_over(vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool {
+        second_level::is_left_over(vmi, event)
+    }
+    fn guest_wrote(tap: &mut Self::Tap, vmi: &VmiCore<Self>, gfn: Gfn) -> Result<(), VmiError> {
+        tap.guest_wrote(vmi, gfn).map(|_| ())
+    }
+    fn step_over(vmi: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::fast_singlestep(vmi.default_view())
+    }
+    fn step_and_tell(vmi: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::singlestep().with_view(vmi.default_view())
+    }
+    fn stepped(view: View) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default().with_view(view)
+    }
+}
+
+impl Platform for QemuDriver {
+    const KIND: &'static str = "qemu";
+    /// Memory is mapped or read from the process: a poll stops nothing, a watchpoint would stop the guest for 10 ms.
+    const TABLE_POLL: Option<Duration> = Some(Duration::from_millis(20));
+    const VCPU_POLL: Duration = Duration::from_millis(250);
+    type Tap = DebugController<Self>;
+    type Guard = Unguarded;
+    type Delivery = WaitForGuest;
+
+    fn enter(_: &VmiCore<Self>) -> Result<View, VmiError> {
+        Ok(View::default())
+    }
+    fn leave(_: &VmiCore<Self>, _: View) -> Result<(), VmiError> {
+        Ok(())
+    }
+    /// The stub reports its own breakpoints only: what is unknown was removed.
+    fn is_left_over(_: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
+        true
+    }
+    /// The stub's breakpoints are not in guest memory.
+    fn guest_wrote(_: &mut Self::Tap, _: &VmiCore<Self>, _: Gfn) -> Result<(), VmiError> {
+        Ok(())
+    }
+    /// The stub steps over its own breakpoints.
+    fn step_over(_: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default()
+    }
+    fn step_and_tell(_: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default()
+    }
+    fn stepped(_: View) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default()
+    }
+}
+
+/// Attaches to a QEMU guest and starts an engine on it.
+///
+/// # Errors
+/// One sentence: what was tried, why it failed, what to do.
+pub fn start_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Engine, String> {
+    let profile = start.profile.as_deref().map(read_profile).transpose()?;
+    let qemu = QemuOptions { read_only: start.read_only, ..qemu };
+    spawn(
+        start,
+        false,
+        move || QemuDriver::attach(qemu),
+        move |core| {
+            let mut last = VmiError::os("the guest has no vCPU");
+            // A vCPU may be anywhere, in its boot loader or in user mode; one that shows the kernel is enough.
+            for vcpu in (0..core.info()?.vcpus).map(VcpuId) {
+                let registers: Amd64Registers = core.registers(vcpu)?;
+                match LinuxOs::detect(core, &registers, profile.as_deref()) {
+                    Ok(os) => return Ok(os),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        },
+    )
+}
+
+fn read_profile(path: &std::path::Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("could not read the profile {}: {error}", path.display()))
+}
+
+/// Runs an engine on a thread of its own; answers when the guest is open.
+fn spawn<D, Os>(
+    start: StartOptions,
+    lock_step: bool,
+    open: impl FnOnce() -> Result<D, VmiError> + Send + 'static,
+    detect: impl Fn(&VmiCore<D>) -> Result<Os, VmiError> + Send + 'static,
+) -> Result<Engine, String>
+where
+    D: Platform,
+    Os: VmiOs<D>,
+{
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let (requests, commands) = bounded(COMMANDS);
+    let (ping, changed) = bounded(1);
+    let (opened, is_open) = bounded::<Result<(), String>>(1);
+    let channels = Channels { snapshot: Arc::clone(&snapshot), changed: ping, requests: commands };
+    let options = MonitorOptions {
+        read_only: start.read_only,
+        lock_step,
+        breaks: start.breaks,
+        watches: start.watches,
+        ..MonitorOptions::default()
+    };
+    let thread = thread::Builder::new().name("engine".into()).spawn(move || {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let core = match open().and_then(VmiCore::new) {
+                Ok(core) => core,
+                Err(error) => {
+                    let _ = opened.send(Err(error.to_string()));
+                    return Ok(());
+                }
+            };
+            run(&core, options, channels.clone(), &detect, &opened)
+        }));
+        let notice = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(panic) => {
+                format!("the engine failed inside ({}); the guest was left running", panic_text(panic.as_ref()))
+            }
+        };
+        tracing::error!("{notice}");
+        let mut last = Snapshot::clone(&channels.snapshot.load());
+        last.status = Status::Lost;
+        last.notice = Some(notice.as_str().into());
+        channels.snapshot.store(Arc::new(last));
+        let _ = opened.send(Err(notice));
+        let _ = channels.changed.try_send(());
+    });
+    thread.map_err(|error| format!("could not start the engine's thread: {error}"))?;
+    match is_open.recv() {
+        Ok(Ok(())) => Ok(Engine { snapshot, requests, changed }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err("the engine ended before the guest was open".into()),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
+}
+
+/// The life of an engine on an open guest.
+fn run<D, Os>(
+    core: &VmiCore<D>,
+    options: MonitorOptions,
+    channels: Channels,
+    detect: &impl Fn(&VmiCore<D>) -> Result<Os, VmiError>,
+    opened: &crossbeam_channel::Sender<Result<(), String>>,
+) -> Result<(), String>
+where
+    D: Platform,
+    Os: VmiOs<D>,
+{
+    let info = core.info().map_err(|error| error.to_string())?;
+    let mut first = Snapshot {
+        schema: SCHEMA,
+        driver: D::KIND,
+        read_only: options.read_only,
+        status: Status::Attaching,
+        taken_at_ns: core.driver().clock_ns(),
+        ..Snapshot::default()
+    };
+    first.guest.set(Guest {
+        name: info.name,
+        os: "unknown".into(),
+        vcpus: info.vcpus,
+        memory_bytes: info.memory_bytes,
+        ..Guest::default()
+    });
+    let mut os = detect(core);
+    if os.is_err() {
+        let _ = opened.send(Ok(()));
+    }
+    let os = loop {
+        match os {
+            Ok(os) => break os,
+            Err(error @ VmiError::Lost(_)) => return Err(error.to_string()),
+            Err(error) => {
+                first.notice = Some(format!("no kernel found yet, looking again: {error}").as_str().into());
+                first.taken_at_ns = core.driver().clock_ns();
+                channels.snapshot.store(Arc::new(first.clone()));
+                let _ = channels.changed.try_send(());
+            }
+        }
+        match channels.requests.recv_timeout(KERNEL_WAIT) {
+            Ok(request) => {
+                let quit = request.command == Command::Quit;
+                let waiting = "the guest's kernel is not found yet: wait until it has booted".to_owned();
+                let _ = request.answer.send(if quit { Ok(Done::Quiet) } else { Err(waiting) });
+                if quit {
+                    return Ok(());
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        core.flush_gfn_cache();
+        core.flush_v2p_cache();
+        os = detect(core);
+    };
+    let session = VmiSession::new(core, &os);
+    let mut monitor = Monitor::new(options, channels, first);
+    let started = monitor.start(session);
+    if started.is_ok() {
+        let _ = opened.send(Ok(()));
+    }
+    // A monitor that could not start takes back what it had set.
+    if started.is_err() {
+        monitor.stop();
+    }
+    let handled = session.handle(monitor);
+    started?;
+    handled.map(|_| ()).map_err(|error| error.to_string())
+}
