@@ -13,7 +13,11 @@ use std::{
 use crokey::KeyCombination;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SendTimeoutError, TryRecvError, TrySendError, bounded};
 use crossterm::event::{Event, KeyEventKind, MouseEvent, MouseEventKind};
-use ratatui::{Terminal, backend::Backend};
+use ratatui::{
+    Terminal,
+    backend::Backend,
+    layout::{Position, Rect},
+};
 
 use super::{
     action::Action,
@@ -421,7 +425,10 @@ where
                 popup::paste(&mut self.state, &self.shown, &text);
                 self.settle();
             }
-            Input::Terminal(Event::Resize(..) | Event::FocusGained | Event::FocusLost) => self.settle(),
+            // A terminal that was small for a moment has lost cells, even when it is back at its size by now. What it
+            // lost while it had no focus, some terminals tell by the focus alone.
+            Input::Terminal(Event::Resize(..) | Event::FocusGained) => self.redraw(Ok(true)),
+            Input::Terminal(Event::FocusLost) => {}
             Input::Suspend => self.carry_out(vec![Effect::Suspend]),
             Input::Continued => {
                 let resumed = self.console.resume();
@@ -517,7 +524,11 @@ where
     fn redraw(&mut self, needed: Result<bool, String>) {
         match needed {
             Ok(true) => {
-                if let Err(error) = self.terminal.clear() {
+                // Not `Terminal::clear`: that asks the terminal where its cursor is, and the answer would come in
+                // among the keys.
+                let cleared =
+                    self.terminal.size().and_then(|size| self.terminal.resize(Rect::from((Position::ORIGIN, size))));
+                if let Err(error) = cleared {
                     self.ended = Some(Err(format!("cannot clear the terminal: {error}")));
                 }
                 self.settle();
