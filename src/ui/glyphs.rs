@@ -35,10 +35,8 @@ pub(super) struct Glyphs {
     pub arrow: char,
     /// Tree: a child, the last child, the line past a child.
     pub tree: [&'static str; 3],
-    /// Bars from low to high.
-    pub bars: [char; 8],
-    /// A line within a popup.
-    pub rule: char,
+    /// Bars from low to high; none fills its cell, so that rows stay apart.
+    pub bars: [char; 7],
 }
 
 /// For terminals that know Unicode.
@@ -59,8 +57,7 @@ pub(super) const UNICODE: Glyphs = Glyphs {
     dot: '·',
     arrow: '→',
     tree: ["├ ", "└ ", "│ "],
-    bars: ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'],
-    rule: '─',
+    bars: ['▁', '▂', '▃', '▄', '▅', '▆', '▇'],
 };
 
 /// For terminals that do not.
@@ -81,8 +78,7 @@ pub(super) const ASCII: Glyphs = Glyphs {
     dot: '-',
     arrow: '>',
     tree: ["|-", "`-", "| "],
-    bars: ['_', '.', ':', '-', '=', '+', '*', '#'],
-    rule: '-',
+    bars: ['_', '.', ':', '-', '=', '+', '#'],
 };
 
 impl Glyphs {
@@ -96,7 +92,7 @@ impl Glyphs {
         let shown = values.get(values.len().saturating_sub(width)..).unwrap_or(values);
         let most = shown.iter().copied().max().unwrap_or(0).max(1);
         let bar = |&value: &u64| {
-            let step = (u128::from(value) * 7).div_ceil(u128::from(most)) as usize;
+            let step = (u128::from(value) * 6).div_ceil(u128::from(most)) as usize;
             self.bars.get(step).copied().unwrap_or(' ')
         };
         shown.iter().map(bar).collect()
@@ -109,9 +105,9 @@ mod tests {
 
     #[test]
     fn sparklines_scale_to_their_largest_value() {
-        assert_eq!(UNICODE.spark(&[9, 9, 0, 1, 7, 14], 4), "▁▂▅█");
+        assert_eq!(UNICODE.spark(&[9, 9, 0, 1, 7, 14], 4), "▁▂▄▇");
         assert_eq!(UNICODE.spark(&[0, 0], 4), "▁▁");
-        assert_eq!(UNICODE.spark(&[u64::MAX, u64::MAX / 2], 4), "█▅");
+        assert_eq!(UNICODE.spark(&[u64::MAX, u64::MAX / 2], 4), "▇▄");
         assert_eq!(UNICODE.spark(&[], 4), "");
     }
 }

@@ -14,12 +14,13 @@ mod header;
 pub mod layout;
 mod panes;
 mod pen;
+mod popups;
 pub mod rows;
 pub mod state;
 mod tabs;
 pub mod theme;
 
-use ratatui::Frame;
+use ratatui::{Frame, layout::Rect};
 
 use self::{glyphs::Glyphs, pen::Pen, state::UiState, theme::Theme};
 use crate::engine::snapshot::Snapshot;
@@ -36,10 +37,9 @@ pub fn render(frame: &mut Frame<'_>, snapshot: &Snapshot, ui: &UiState, theme: &
         panes::draw(&mut pen, id, area, snapshot, ui);
     }
     footer::draw(&mut pen, regions.footer, ui);
-    footer::notices(&mut pen, area.intersection(body(area, regions.footer.height)), snapshot, ui);
-}
-
-/// Everything above the footer.
-fn body(area: ratatui::layout::Rect, footer: u16) -> ratatui::layout::Rect {
-    ratatui::layout::Rect { height: area.height.saturating_sub(footer), ..area }
+    for popup in &ui.popups {
+        popups::draw(&mut pen, area, snapshot, ui, popup);
+    }
+    let above_footer = Rect { height: area.height - regions.footer.height, ..area };
+    footer::notices(&mut pen, above_footer, snapshot, ui);
 }

@@ -30,12 +30,14 @@ pub(in crate::ui) fn state_glyph(state: BreakpointState, theme: &Theme, glyphs: 
     }
 }
 
+/// `addressed` tells whether the address has a column of its own.
 pub(super) fn cell<'a>(
     pen: &Pen<'_>,
     snapshot: &'a Snapshot,
     row: RowRef,
     column: Column,
     width: u16,
+    addressed: bool,
 ) -> Option<Cell<'a>> {
     let theme = pen.theme;
     let breakpoint = snapshot.breakpoints.get(row.index as usize)?;
@@ -44,6 +46,7 @@ pub(super) fn cell<'a>(
     let unless_off = |style| if off { theme.disabled } else { style };
     Some(match column {
         Column::State => Cell::new(glyph.to_string(), style),
+        Column::Symbol if breakpoint.symbol.is_empty() && addressed => Cell::new("(no symbol)", theme.muted),
         Column::Symbol if breakpoint.symbol.is_empty() => {
             Cell::new(format::Address(breakpoint.address.0).to_string(), unless_off(theme.address))
         }
@@ -56,7 +59,11 @@ pub(super) fn cell<'a>(
         Column::View => Cell::new(breakpoint.view.to_string(), theme.muted),
         Column::Physical => hex_cell(pen, breakpoint.pa.map(|pa| pa.0), theme.muted),
         Column::Tag => Cell::new(breakpoint.tag.as_str(), theme.tag),
-        Column::Hits => Cell::new(format::count(breakpoint.hits), unless_off(theme.number)),
+        Column::Hits => {
+            let full = format::count(breakpoint.hits);
+            let fits = full.len() <= usize::from(width);
+            Cell::new(if fits { full } else { format::short_count(breakpoint.hits) }, unless_off(theme.number))
+        }
         Column::Rate => match breakpoint.state {
             BreakpointState::Active => {
                 Cell::new(pen.glyphs.spark(&breakpoint.rates, usize::from(width)), theme.sparkline)

@@ -40,6 +40,10 @@ pub(super) fn draw(pen: &mut Pen<'_>, area: Rect, ui: &UiState) {
         .formatter(Box::new(formatter))
         .state(&ui.log.widget)
         .render(lines, pen.buffer);
+    let blank = |at| pen.buffer.cell(at).is_none_or(|cell| cell.symbol() == " ");
+    if lines.positions().all(blank) {
+        super::sentence_in_the_middle(pen, lines, "Nothing is logged at the levels that are shown.");
+    }
     if targets > 0 {
         let list = Rect { x: lines.right(), width: targets, ..area };
         TuiLoggerTargetWidget::default()

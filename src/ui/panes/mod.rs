@@ -22,11 +22,15 @@ use ratatui::{
     text::{Line, Span},
 };
 
+pub(super) use self::{
+    breakpoints::state_glyph as breakpoint_glyph, events::kind_style as event_kind_style,
+    faults::state_glyph as fault_glyph,
+};
 use super::{
     layout::{PaneParts, pane_parts},
     pen::{Pen, width, wrap},
     rows::{self, ColumnSpec, RowRef, Rows},
-    state::{PaneId, PaneState, UiState},
+    state::{Column, PaneId, PaneState, UiState},
 };
 use crate::engine::snapshot::Snapshot;
 
@@ -80,14 +84,13 @@ fn title(
     let style = if focused { theme.title_focused } else { theme.title };
     let inset = u16::from(parts.boxed);
     let bar = Rect { x: parts.title.x + inset, width: parts.title.width.saturating_sub(2 * inset), ..parts.title };
-    let counts = counts(snapshot, pane.id, list, pen.glyphs.dot);
     let head = format!(" {} {} ", pane.id.number(), pane.id.title());
     let used = pen.text(bar, &head, style);
     let mut rest = Rect { x: bar.x + used, width: bar.width - used, ..bar };
-    if !counts.is_empty() && rest.width > 4 {
-        let used = pen.text(rest, &counts, theme.muted);
-        let blank = pen.text(Rect { x: rest.x + used, width: rest.width - used, ..rest }, " ", theme.muted);
-        rest = Rect { x: rest.x + used + blank, width: rest.width - used - blank, ..rest };
+    let counts = counts(snapshot, pane.id, list, pen.glyphs.dot, rest.width.saturating_sub(2));
+    if !counts.is_empty() {
+        let used = pen.text(rest, &format!("{counts} "), theme.muted);
+        rest = Rect { x: rest.x + used, width: rest.width - used, ..rest };
     }
     let mut states: Vec<(String, Style)> = Vec::new();
     if pane.filter.error().is_some() {
@@ -125,8 +128,8 @@ fn title(
     }
 }
 
-/// The counts behind a title.
-fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char) -> String {
+/// The counts behind a title, as many as fit.
+fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char, room: u16) -> String {
     let [first, second, third, fourth] = list.tally().states;
     let mut words: Vec<String> = Vec::new();
     let mut say = |count: usize, word: &str| {
@@ -136,8 +139,12 @@ fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char) -> String {
     };
     match pane {
         PaneId::Processes => {
-            let hidden = if first > 0 { format!(" {dot} {first} hidden") } else { String::new() };
-            return if list.total() > 0 { format!("({}){hidden}", list.total()) } else { String::new() };
+            if list.total() > 0 {
+                words.push(format!("({})", list.total()));
+            }
+            if first > 0 {
+                words.push(format!("{first} hidden"));
+            }
         }
         PaneId::Breakpoints => {
             say(first, "on");
@@ -162,7 +169,12 @@ fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char) -> String {
         PaneId::Events => say(list.total(), "kept"),
         PaneId::Log => {}
     }
-    words.join(&format!(" {dot} "))
+    let join = |words: &[String]| {
+        let gap = if pane == PaneId::Processes { "" } else { " " };
+        if words.is_empty() { String::new() } else { format!("{gap}{}", words.join(&format!(" {dot} "))) }
+    };
+    while width(&join(&words)) > room && words.pop().is_some() {}
+    join(&words)
 }
 
 /// Names of columns and rows.
@@ -273,13 +285,14 @@ fn draw_row(
     row: RowRef,
     columns: &[Placed],
 ) {
+    let addressed = columns.iter().any(|column| column.spec.id == Column::Address);
     for column in columns {
         let area = Rect { x: line.x + 1 + column.x, width: column.width, ..line };
         let what = column.spec.id;
         let cell = match id {
             PaneId::Processes => processes::cell(pen, snapshot, ui, row, what),
-            PaneId::Breakpoints => breakpoints::cell(pen, snapshot, row, what, column.width),
-            PaneId::Tables => tables::cell(pen, snapshot, row, what),
+            PaneId::Breakpoints => breakpoints::cell(pen, snapshot, row, what, column.width, addressed),
+            PaneId::Tables => tables::cell(pen, snapshot, row, what, addressed),
             PaneId::Faults => faults::cell(pen, snapshot, row, what),
             PaneId::Events => events::cell(pen, snapshot, row, what),
             PaneId::Log => None,

@@ -17,12 +17,22 @@ use crate::{
     },
 };
 
-pub(super) fn cell<'a>(pen: &Pen<'_>, snapshot: &'a Snapshot, row: RowRef, column: Column) -> Option<Cell<'a>> {
+/// `addressed` tells whether the address has a column of its own.
+pub(super) fn cell<'a>(
+    pen: &Pen<'_>,
+    snapshot: &'a Snapshot,
+    row: RowRef,
+    column: Column,
+    addressed: bool,
+) -> Option<Cell<'a>> {
     let theme = pen.theme;
     let table = snapshot.page_tables.get(row.index as usize)?;
     Some(match column {
         Column::State if table.paged_in => Cell::new(format!("{} in", pen.glyphs.on), theme.paged_in),
         Column::State => Cell::new(format!("{} out", pen.glyphs.off), theme.paged_out),
+        Column::Symbol if table.symbol.is_empty() && !addressed => {
+            Cell::new(format::Address(table.address.0).to_string(), theme.address)
+        }
         Column::Symbol => Cell::new(table.symbol.as_str(), theme.symbol),
         Column::Address => Cell::new(format::Address(table.address.0).to_string(), theme.address),
         Column::Process => table.pid.map_or_else(|| nothing(pen), |pid| Cell::new(pid.to_string(), theme.number)),

@@ -67,8 +67,8 @@ const BREAKPOINTS: &[ColumnSpec] = &[
 
 const TABLES: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "", "state", 5, 0),
-    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 12, 4).grow(3, 48),
-    ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 0).right(),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 14, 0).grow(3, 48),
+    ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 4).right(),
     ColumnSpec::new(Column::Process, "PROC", "process", 6, 5).right(),
     ColumnSpec::new(Column::Root, "ROOT", "root", 9, 7).right(),
     ColumnSpec::new(Column::View, "VIEW", "view", 4, 9).right(),

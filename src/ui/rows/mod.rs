@@ -12,13 +12,13 @@ mod tree;
 
 use std::sync::Arc;
 
-pub(in crate::ui) use self::filter::{fault_word, flag_word};
+pub(in crate::ui) use self::filter::{breakpoint_word, fault_word, flag_word};
 pub use self::{
     columns::{ColumnSpec, columns},
     tally::Tally,
 };
 use super::{
-    layout,
+    layout, popups,
     state::{PaneId, PaneState, RowKey, Sort, UiState},
 };
 use crate::engine::snapshot::{Part, Snapshot};
@@ -172,6 +172,7 @@ pub fn settle(snapshot: &Snapshot, ui: &mut UiState) {
         let height = layout::visible_rows(ui, id);
         settle_pane(snapshot, ui.pane_mut(id), tree, height);
     }
+    popups::clamp_scroll(snapshot, ui);
 }
 
 fn settle_pane(snapshot: &Snapshot, pane: &mut PaneState, tree: bool, height: usize) {

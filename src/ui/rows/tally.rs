@@ -64,10 +64,9 @@ pub(super) fn tally(snapshot: &Snapshot, pane: PaneId) -> Tally {
                 count(usize::from(!table.paged_in));
                 uses(Column::Tag, !table.tag.is_empty());
                 uses(Column::View, table.view != View(0));
-                uses(Column::Symbol, !table.symbol.is_empty());
                 uses(Column::Process, table.pid.is_some());
             }
-            &[Column::Tag, Column::View, Column::Symbol, Column::Process]
+            &[Column::Tag, Column::View, Column::Process]
         }
         PaneId::Faults => {
             for fault in snapshot.faults.iter() {

@@ -1,0 +1,147 @@
+//! All keys, to read and to search; and the palette, to choose an action by its name. Both from the same list.
+//!
+//! ```text
+//! ╭ Help ────────────────────────────────────────────────────────╮
+//! │ / freeze█                                                    │
+//! │ Everywhere                                                   │
+//! │   f            Hold the picture still while the guest runs on│
+//! ╰──────────────────────────────────────────────────────────────╯
+//! ```
+
+use ratatui::{
+    layout::Rect,
+    text::{Line, Span},
+};
+use tui_input::Input;
+
+use super::{dialogs, inner, open};
+use crate::ui::{
+    layout::centered,
+    pen::{Pen, width},
+    state::{KeyHint, UiState},
+    theme::Theme,
+};
+
+const WIDTH: u16 = 92;
+/// Columns for keys.
+const KEYS: u16 = 14;
+
+fn place(screen: Rect) -> Rect {
+    let margin = if screen.height > 20 { 4 } else { 0 };
+    centered(screen, WIDTH, screen.height - margin)
+}
+
+/// The lines below the search field.
+fn body(area: Rect) -> Rect {
+    let inner = inner(area);
+    let search = inner.height.min(2);
+    Rect { y: inner.y + search, height: inner.height - search, ..inner }
+}
+
+pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &Input, scroll: usize) {
+    let area = place(screen);
+    let inside = open(pen, area, "Help");
+    let label = pen.text(inside, "search ", pen.theme.label);
+    dialogs::input(pen, rest(inside, label), search, true);
+    let body = body(area);
+    let lines = lines(ui, search.value(), pen.theme, body.width);
+    if lines.is_empty() {
+        pen.text(body, "No key matches. Search by name, key or text.", pen.theme.muted);
+    }
+    let first = scroll.min(lines.len().saturating_sub(usize::from(body.height)));
+    for (y, line) in (body.top()..body.bottom()).zip(lines.iter().skip(first)) {
+        pen.line(Rect { y, height: 1, ..body }, line);
+    }
+    let column = Rect { x: area.right() - 1, width: 1, ..body };
+    pen.scrollbar(column, first, lines.len());
+}
+
+/// The furthest that help scrolls.
+pub(super) fn most_scroll(screen: Rect, ui: &UiState, search: &Input) -> usize {
+    if screen.is_empty() {
+        return 0;
+    }
+    let body = body(place(screen));
+    lines(ui, search.value(), &Theme::plain(), body.width).len().saturating_sub(usize::from(body.height))
+}
+
+/// Whether an item has all the words of a search, in its name, its keys, its text or its group.
+fn matches(hint: &KeyHint, search: &str) -> bool {
+    let line = format!("{} {} {} {} {}", hint.name, hint.key, hint.label, hint.doc, hint.group).to_lowercase();
+    search.to_lowercase().split_whitespace().all(|word| line.contains(word))
+}
+
+fn lines<'a>(ui: &'a UiState, search: &str, theme: &Theme, columns: u16) -> Vec<Line<'a>> {
+    let mut lines = Vec::new();
+    let mut group = "";
+    let keys = KEYS.min(columns / 3);
+    for hint in ui.help.iter().filter(|hint| matches(hint, search)) {
+        if hint.group != group {
+            group = &hint.group;
+            if !lines.is_empty() {
+                lines.push(Line::default());
+            }
+            lines.push(Line::from(Span::styled(group, theme.section)));
+        }
+        let key = if hint.key.is_empty() { "-" } else { &hint.key };
+        let gap = " ".repeat(usize::from(keys.saturating_sub(width(key)).max(1)));
+        let mut line = vec![Span::raw("  ")];
+        if let Some(why) = &hint.why_not {
+            line.push(Span::styled(key, theme.key_disabled));
+            line.push(Span::raw(gap));
+            line.push(Span::styled(hint.doc.as_str(), theme.muted));
+            line.push(Span::styled(format!(" ({why})"), theme.muted));
+        } else {
+            line.push(Span::styled(key, theme.key));
+            line.push(Span::raw(gap));
+            line.push(Span::styled(hint.doc.as_str(), theme.key_label));
+        }
+        lines.push(Line::from(line));
+    }
+    lines
+}
+
+/// The palette: what was typed, and the actions that match.
+pub(super) fn palette(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &Input, found: &[usize], chosen: usize) {
+    let rows = (found.len().max(1) as u16).min(12);
+    let wanted = Rect { height: screen.height.min(20), ..screen };
+    let area = centered(wanted, 76, rows + 4);
+    let inside = open(pen, area, "Do what?");
+    let label = pen.text(inside, ": ", pen.theme.key);
+    dialogs::input(pen, rest(inside, label), search, true);
+    let skipped = inside.height.min(2);
+    let list = Rect { y: inside.y + skipped, height: inside.height - skipped, ..inside };
+    if found.is_empty() {
+        pen.text(list, "No action has a name like this.", pen.theme.muted);
+    }
+    let height = usize::from(list.height);
+    let first = crate::ui::rows::offset(0, chosen, found.len(), height);
+    let hints = found.iter().enumerate().skip(first).filter_map(|(nth, &index)| Some((nth, ui.help.get(index)?)));
+    for (y, (nth, hint)) in (list.top()..list.bottom()).zip(hints) {
+        let row = Rect { y, height: 1, ..list };
+        if nth == chosen {
+            pen.tint(row, pen.theme.selected);
+            pen.text(row, &pen.glyphs.selected.to_string(), pen.theme.key);
+        }
+        let on_row = |style: ratatui::style::Style| ratatui::style::Style { bg: None, ..style };
+        let (name, rest_style) = if hint.enabled() {
+            (pen.theme.key_label, pen.theme.muted)
+        } else {
+            (pen.theme.key_disabled, pen.theme.muted)
+        };
+        let keys = width(&hint.key).min(row.width / 3);
+        let text = Rect { x: row.x + 2.min(row.width), width: row.width.saturating_sub(keys + 4), ..row };
+        let used = pen.text(text, &hint.name, on_row(name));
+        let about = hint.why_not.as_deref().unwrap_or(&hint.doc);
+        pen.text(rest(text, used + 2), about, on_row(rest_style));
+        pen.right(row, &hint.key, on_row(pen.theme.key));
+    }
+    let column = Rect { x: area.right().saturating_sub(1), width: 1, ..list };
+    pen.scrollbar(column, first, found.len());
+}
+
+/// What is left of a line behind its first `used` columns.
+pub(super) fn rest(area: Rect, used: u16) -> Rect {
+    let used = used.min(area.width);
+    Rect { x: area.x + used, width: area.width - used, ..area }
+}
