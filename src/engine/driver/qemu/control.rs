@@ -1,138 +1,413 @@
 //! Who makes the guest run and stop.
+//!
+//! Without the stub that is QMP's `stop` and `cont`; with it, the stub's own packets. The guest stands for one of four
+//! reasons: we paused it (`pauses`), somebody else did (`foreign`), an event waits for its answer, or breakpoints are
+//! being changed; the last two end with the next wait for events, so that any number of changes cost one stop.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
-use super::{QemuOptions, cpu_text, qmp::Qmp, transport::wait_readable};
+use super::{
+    QemuOptions, cpu_text,
+    events::Retried,
+    gdb::{Gdb, Stop, Thread},
+    guardian::Guardian,
+    leftover::{self, Folder},
+    process,
+    qmp::Qmp,
+    transport::Address,
+};
 use crate::engine::{
     addr::{Pa, Va, VcpuId},
     arch::amd64::{Amd64, Amd64Registers},
     driver::MemoryAccess,
     error::VmiError,
-    event::{VmiEvent, VmiEventResponse},
+    event::VmiEvent,
 };
+
+/// How long a stop may take after it was asked for, before QMP is asked whether the guest runs.
+const STOP_TIME: Duration = Duration::from_secs(1);
+/// How often a guest that does not stop is asked again.
+const STOP_ATTEMPTS: u32 = 4;
 
 /// The guest's run state and everything that changes it.
 pub(super) struct Control {
-    qmp: Qmp,
-    pid: Option<u32>,
-    vcpus: Vec<VcpuId>,
-    running: bool,
-    pauses: u32,
-    resets: u64,
+    pub(super) qmp: Qmp,
+    pub(super) pid: Option<u32>,
+    pub(super) vcpus: Vec<VcpuId>,
+    pub(super) kvm: bool,
+    pub(super) qmp_address: String,
+    pub(super) gdb_option: Option<Address>,
+    pub(super) guardian_program: Option<PathBuf>,
+
+    pub(super) stub: Option<Gdb>,
+    pub(super) stub_address: Option<Address>,
+    pub(super) stub_is_ours: bool,
+    pub(super) guard: Option<(Option<Guardian>, Folder)>,
+
+    /// Whether the guest runs, as far as we know.
+    pub(super) running: bool,
+    /// Pauses of ours that were not taken back.
+    pub(super) pauses: u32,
+    /// Somebody else has stopped the guest, or the guest itself (a panic, a shutdown).
+    pub(super) foreign: bool,
+
+    /// Breakpoints, with the kind that the stub was asked for.
+    pub(super) breakpoints: BTreeMap<Va, u8>,
+    pub(super) watchpoints: BTreeSet<(Va, u64, u8)>,
+    pub(super) pending: VecDeque<VmiEvent<Amd64>>,
+    /// vCPUs that stand at a breakpoint whose hit was reported: to be stepped over it before they go on.
+    pub(super) passed: Vec<(VcpuId, Va)>,
+    /// vCPUs whose next step was asked for.
+    pub(super) step_wanted: Vec<VcpuId>,
+    /// Instructions with a breakpoint that faulted when stepped over, and come again.
+    pub(super) retried: VecDeque<Retried>,
+    /// The IDT's base by vCPU: the stub does not tell it.
+    pub(super) idt: BTreeMap<VcpuId, u64>,
+    pub(super) resets: u64,
+    pub(super) shut_down: bool,
+    pub(super) overhead: Duration,
+    pub(super) notices: Vec<String>,
 }
 
-const SOON: VmiError = VmiError::Unsupported { what: "the gdb stub" };
-
 impl Control {
-    pub fn new(mut qmp: Qmp, pid: Option<u32>, _: &QemuOptions) -> Result<Self, VmiError> {
+    pub fn new(mut qmp: Qmp, pid: Option<u32>, kvm: bool, options: &QemuOptions) -> Result<Self, VmiError> {
+        let qmp_address = qmp.address().to_string();
+        let qemu = pid.and_then(|pid| Some((pid, process::start_time(pid)?)));
+        let notices = if options.read_only { Vec::new() } else { leftover::repair_all(&mut qmp, qemu, &qmp_address)? };
         let cpus = qmp.execute("query-cpus-fast", json!({}))?;
         let index = |cpu: &Value| u16::try_from(cpu.get("cpu-index")?.as_u64()?).ok().map(VcpuId);
         let vcpus = cpus.as_array().into_iter().flatten().filter_map(index).collect();
-        let mut control = Self { qmp, pid, vcpus, running: true, pauses: 0, resets: 0 };
-        control.ask_status()?;
+        let gdb_option = options.gdb.as_deref().map(str::parse).transpose()?;
+        let mut control = Self {
+            qmp,
+            pid,
+            vcpus,
+            kvm,
+            qmp_address,
+            gdb_option,
+            guardian_program: options.guardian.clone(),
+            stub: None,
+            stub_address: None,
+            stub_is_ours: false,
+            guard: None,
+            running: true,
+            pauses: 0,
+            foreign: false,
+            breakpoints: BTreeMap::new(),
+            watchpoints: BTreeSet::new(),
+            pending: VecDeque::new(),
+            passed: Vec::new(),
+            step_wanted: Vec::new(),
+            retried: VecDeque::new(),
+            idt: BTreeMap::new(),
+            resets: 0,
+            shut_down: false,
+            overhead: Duration::ZERO,
+            notices,
+        };
+        let status = leftover::status(&mut control.qmp)?;
+        control.running = status == "running";
+        control.foreign = !control.running;
+        if status == "debug" {
+            control.notices.push(
+                "the guest stands at a breakpoint that some other debugger has left (run state \"debug\"); resume it \
+                 to let it run"
+                    .into(),
+            );
+        }
         Ok(control)
-    }
-
-    fn ask_status(&mut self) -> Result<(), VmiError> {
-        let status = self.qmp.execute("query-status", json!({}))?;
-        self.running = status.get("running") == Some(&Value::Bool(true));
-        Ok(())
     }
 
     pub fn vcpus(&self) -> u16 {
         u16::try_from(self.vcpus.len()).unwrap_or(u16::MAX)
     }
+
     pub fn is_stub_attached(&self) -> bool {
-        false
-    }
-    pub fn pid(&self) -> Option<u32> {
-        self.pid
-    }
-    pub fn version(&self) -> (u64, u64) {
-        self.qmp.version()
-    }
-    pub fn is_paused(&self) -> bool {
-        !self.running
-    }
-    pub fn notices(&self) -> &[String] {
-        &[]
-    }
-    pub fn resets(&self) -> u64 {
-        self.resets
-    }
-    pub fn ask_monitor(&mut self, line: &str, vcpu: Option<u16>) -> Result<String, VmiError> {
-        self.qmp.human(line, vcpu)
-    }
-    pub fn write_physical(&mut self, _: Pa, _: &[u8]) -> Result<(), VmiError> {
-        Err(SOON)
+        self.stub.is_some()
     }
 
-    pub fn registers(&mut self, vcpu: VcpuId) -> Result<Amd64Registers, VmiError> {
+    /// Whether the guest is to run as far as pauses go.
+    pub fn wants_to_run(&self) -> bool {
+        self.pauses == 0 && !self.foreign
+    }
+
+    pub fn is_paused(&self) -> bool {
+        !self.running && !self.wants_to_run()
+    }
+
+    pub fn ask_monitor(&mut self, line: &str) -> Result<String, VmiError> {
+        let answer = self.qmp.human(line, None);
+        self.explained(answer)
+    }
+
+    /// The same error, with the reason for the end if it was told.
+    pub fn explained<T>(&self, result: Result<T, VmiError>) -> Result<T, VmiError> {
+        match result {
+            Err(VmiError::Lost(_)) if self.shut_down => {
+                Err(VmiError::Lost("it was shut down, and QEMU has ended".into()))
+            }
+            other => other,
+        }
+    }
+
+    /// Takes note of what QEMU has said on its own, before anything is sent: a byte sent to the stub of a guest that
+    /// somebody else has set running again would stop it.
+    pub fn listen(&mut self) -> Result<(), VmiError> {
+        let events = self.qmp.events();
+        let events = self.explained(events)?;
+        let mut last = None;
+        for event in &events {
+            match event.as_str() {
+                "STOP" | "RESUME" => last = Some(event.as_str()),
+                "RESET" => {
+                    self.resets += 1;
+                    self.idt.clear();
+                }
+                "SHUTDOWN" => self.shut_down = true,
+                _ => {}
+            }
+        }
+        // What we did ourselves is told as well, late and in order: only a contradiction is looked into.
+        match (last, self.running) {
+            (Some("RESUME"), false) if leftover::status(&mut self.qmp)? == "running" => {
+                self.set_running_by_others()?;
+            }
+            // With the stub, a stop reply comes.
+            (Some("STOP"), true) if self.stub.is_none() && leftover::status(&mut self.qmp)? != "running" => {
+                self.running = false;
+                self.foreign = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody else has let the guest run; that wins. The stub (from QEMU 8.1 on) reports the next stop only to who
+    /// has let it run, so we take it over.
+    fn set_running_by_others(&mut self) -> Result<(), VmiError> {
+        self.foreign = false;
+        self.running = true;
+        if self.stub.is_some() {
+            self.hold()?;
+            self.go_on()?;
+        }
+        self.note_foreign()
+    }
+
+    /// Stops the guest if it runs; the stub must be connected. Hits that come at the same moment become events.
+    pub fn hold(&mut self) -> Result<(), VmiError> {
+        for _ in 0..STOP_ATTEMPTS {
+            if !self.running {
+                return Ok(());
+            }
+            let Some(stub) = &mut self.stub else { return Ok(()) };
+            stub.interrupt()?;
+            match stub.wait_stop(Instant::now() + STOP_TIME)? {
+                Some(stop) => {
+                    self.running = false;
+                    if let Stop::At { signal: Stop::TRAP, .. } | Stop::Exited = stop {
+                        self.stopped(stop)?;
+                    }
+                }
+                // Stopped by somebody else at that moment, or not heard.
+                None => self.running = leftover::status(&mut self.qmp)? == "running",
+            }
+        }
+        if self.running { Err(self.stuck()) } else { Ok(()) }
+    }
+
+    pub fn stuck(&self) -> VmiError {
+        VmiError::Lost(format!(
+            "it does not stop when asked to, for {} s: QEMU hangs",
+            (STOP_TIME * STOP_ATTEMPTS).as_secs()
+        ))
+    }
+
+    /// Lets the guest run, over the breakpoints that vCPUs stand at. Returns with the guest still stopped when a step on
+    /// the way gave an event.
+    pub fn go_on(&mut self) -> Result<(), VmiError> {
+        if self.running {
+            return Ok(());
+        }
+        if self.stub.is_none() {
+            self.qmp.execute("cont", json!({}))?;
+        } else {
+            self.step_over()?;
+            if !self.pending.is_empty() || self.foreign {
+                return Ok(());
+            }
+            if let Some(stub) = &mut self.stub {
+                stub.run()?;
+            }
+        }
+        self.running = true;
+        Ok(())
+    }
+
+    pub fn pause(&mut self) -> Result<(), VmiError> {
+        self.guard()?;
+        self.listen()?;
+        if self.stub.is_some() {
+            self.hold()?;
+        } else if self.running {
+            let stopped = self.qmp.execute("stop", json!({}));
+            self.explained(stopped)?;
+            self.running = false;
+        }
+        self.pauses = self.pauses.saturating_add(1);
+        Ok(())
+    }
+
+    /// Takes one pause back; without one, the user means that whoever stopped the guest is overruled.
+    pub fn resume(&mut self) -> Result<(), VmiError> {
+        self.listen()?;
+        if self.pauses == 0 && self.foreign {
+            self.guard()?;
+            self.foreign = false;
+            self.note_foreign()?;
+        }
+        self.pauses = self.pauses.saturating_sub(1);
+        if self.wants_to_run() {
+            let ran = self.go_on();
+            return self.explained(ran);
+        }
+        Ok(())
+    }
+
+    /// The thread of a vCPU, with the stub connected and the guest stopped; `None` when it is to be asked for by the
+    /// monitor.
+    fn thread(&self, vcpu: VcpuId) -> Result<Option<Thread>, VmiError> {
         if !self.vcpus.contains(&vcpu) {
             return Err(VmiError::VcpuNotFound(vcpu));
         }
-        let text = self.qmp.human("info registers", Some(vcpu.0))?;
-        let cpu = cpu_text::parse(&text);
-        Ok(cpu.ok_or_else(|| VmiError::driver("reading registers from QEMU's monitor", "it printed none"))?.registers)
+        match &self.stub {
+            Some(stub) if !self.running => stub.thread(vcpu).map(Some).ok_or(VmiError::VcpuNotFound(vcpu)),
+            _ => Ok(None),
+        }
     }
 
-    pub fn set_registers(&mut self, _: VcpuId, _: &Amd64Registers) -> Result<(), VmiError> {
-        Err(SOON)
+    pub fn registers(&mut self, vcpu: VcpuId) -> Result<Amd64Registers, VmiError> {
+        self.listen()?;
+        let thread = self.thread(vcpu)?;
+        if let (Some(thread), Some(stub)) = (thread, &mut self.stub) {
+            let mut registers = stub.registers(thread)?;
+            registers.idt_base = match self.idt.get(&vcpu) {
+                Some(&base) if base != 0 => base,
+                _ => self.monitor_registers(vcpu)?.registers.idt_base,
+            };
+            return Ok(registers);
+        }
+        Ok(self.monitor_registers(vcpu)?.registers)
     }
-    pub fn events_pending(&self) -> usize {
-        0
+
+    pub fn monitor_registers(&mut self, vcpu: VcpuId) -> Result<cpu_text::CpuText, VmiError> {
+        let text = self.qmp.human("info registers", Some(vcpu.0));
+        let cpu = cpu_text::parse(&self.explained(text)?);
+        let cpu = cpu.ok_or_else(|| VmiError::driver("reading registers from QEMU's monitor", "it printed none"))?;
+        self.idt.insert(vcpu, cpu.registers.idt_base);
+        Ok(cpu)
     }
-    pub fn overhead(&self) -> Duration {
-        Duration::ZERO
-    }
-    pub fn next_event(&mut self, timeout: Duration) -> Result<VmiEvent<Amd64>, VmiError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let events = self.qmp.events()?;
-            if !events.is_empty() {
-                self.resets += events.iter().filter(|name| *name == "RESET").count() as u64;
-                self.ask_status()?;
-            }
-            if !wait_readable(&[self.qmp.fd()], deadline)?.0 {
-                return Err(VmiError::Timeout);
-            }
+
+    pub fn set_registers(&mut self, vcpu: VcpuId, registers: &Amd64Registers) -> Result<(), VmiError> {
+        self.attach_stub()?;
+        self.hold()?;
+        let thread = self.thread(vcpu)?.ok_or(VmiError::VcpuNotFound(vcpu))?;
+        match &mut self.stub {
+            Some(stub) => stub.set_registers(thread, registers),
+            None => Err(VmiError::VcpuNotFound(vcpu)),
         }
     }
-    pub fn answer(&mut self, _: &VmiEvent<Amd64>, _: &VmiEventResponse<Amd64>) -> Result<(), VmiError> {
+
+    pub fn write_physical(&mut self, pa: Pa, bytes: &[u8]) -> Result<(), VmiError> {
+        self.attach_stub()?;
+        self.hold()?;
+        self.stub.as_mut().map_or(Ok(()), |stub| stub.write_physical(pa.0, bytes))
+    }
+
+    pub fn set_breakpoint(&mut self, va: Va) -> Result<(), VmiError> {
+        if self.breakpoints.contains_key(&va) {
+            // The stub would count it twice.
+            return Ok(());
+        }
+        self.attach_stub()?;
+        self.hold()?;
+        let Some(stub) = &mut self.stub else { return Ok(()) };
+        // KVM's software breakpoints need the page to be mapped right now and show in memory; the four hardware ones
+        // do not.
+        let kinds: &[u8] = if self.kvm { &[1, 0] } else { &[0] };
+        let mut result = Ok(());
+        for &kind in kinds {
+            result = stub.point(true, kind, va.0, 1);
+            if result.is_ok() {
+                self.breakpoints.insert(va, kind);
+                break;
+            }
+        }
+        result
+    }
+
+    pub fn clear_breakpoint(&mut self, va: Va) -> Result<(), VmiError> {
+        let Some(&kind) = self.breakpoints.get(&va) else { return Ok(()) };
+        self.listen()?;
+        self.hold()?;
+        if let Some(stub) = &mut self.stub {
+            stub.point(false, kind, va.0, 1)?;
+        }
+        self.breakpoints.remove(&va);
+        self.retried.retain(|retried| retried.va != va);
         Ok(())
     }
-    pub fn pause(&mut self) -> Result<(), VmiError> {
-        self.qmp.execute("stop", json!({}))?;
-        self.pauses += 1;
-        self.running = false;
-        Ok(())
-    }
-    pub fn resume(&mut self) -> Result<(), VmiError> {
-        self.pauses = self.pauses.saturating_sub(1);
-        if self.pauses == 0 {
-            self.qmp.execute("cont", json!({}))?;
-            self.running = true;
+
+    pub fn set_watchpoint(&mut self, va: Va, bytes: u64, access: MemoryAccess) -> Result<(), VmiError> {
+        let watchpoint = (va, bytes, watch_kind(access)?);
+        if self.watchpoints.contains(&watchpoint) {
+            return Ok(());
+        }
+        self.attach_stub()?;
+        self.hold()?;
+        if let Some(stub) = &mut self.stub {
+            stub.point(true, watchpoint.2, va.0, bytes)?;
+            self.watchpoints.insert(watchpoint);
         }
         Ok(())
     }
-    pub fn leave(&mut self) -> Result<(), VmiError> {
+
+    pub fn clear_watchpoint(&mut self, va: Va, bytes: u64, access: MemoryAccess) -> Result<(), VmiError> {
+        let watchpoint = (va, bytes, watch_kind(access)?);
+        if !self.watchpoints.contains(&watchpoint) {
+            return Ok(());
+        }
+        self.listen()?;
+        self.hold()?;
+        if let Some(stub) = &mut self.stub {
+            stub.point(false, watchpoint.2, va.0, bytes)?;
+        }
+        self.watchpoints.remove(&watchpoint);
         Ok(())
     }
-    pub fn set_breakpoint(&mut self, _: Va) -> Result<(), VmiError> {
-        Err(SOON)
+}
+
+/// The stub's kind of watchpoint.
+fn watch_kind(access: MemoryAccess) -> Result<u8, VmiError> {
+    match access {
+        MemoryAccess::W => Ok(2),
+        MemoryAccess::R => Ok(3),
+        MemoryAccess::RW => Ok(4),
+        _ => Err(VmiError::Unsupported { what: "a watchpoint on anything but reads and writes" }),
     }
-    pub fn clear_breakpoint(&mut self, _: Va) -> Result<(), VmiError> {
-        Err(SOON)
-    }
-    pub fn set_watchpoint(&mut self, _: Va, _: u64, _: MemoryAccess) -> Result<(), VmiError> {
-        Err(SOON)
-    }
-    pub fn clear_watchpoint(&mut self, _: Va, _: u64, _: MemoryAccess) -> Result<(), VmiError> {
-        Err(SOON)
-    }
-    pub fn step(&mut self, _: VcpuId) -> Result<(), VmiError> {
-        Err(SOON)
+}
+
+/// What a watchpoint of this kind watches for.
+pub(super) fn watch_access(kind: u8) -> MemoryAccess {
+    match kind {
+        2 => MemoryAccess::W,
+        3 => MemoryAccess::R,
+        _ => MemoryAccess::RW,
     }
 }

@@ -8,11 +8,16 @@
 mod attach;
 mod control;
 mod cpu_text;
+mod events;
+mod gdb;
+pub mod guardian;
+mod leftover;
 mod mapping;
 mod memory;
 mod mtree;
 mod process;
 mod qmp;
+mod stub;
 mod transport;
 
 use std::{
@@ -31,7 +36,13 @@ use super::{
 };
 use crate::engine::{
     addr::{Gfn, Pa, Va, VcpuId},
-    arch::amd64::{Amd64, Amd64Registers, EventMonitor, ExceptionVector, Interrupt},
+    arch::{
+        Architecture,
+        amd64::{
+            Amd64, Amd64EventReason, Amd64Registers, EventMonitor, ExceptionVector, Interrupt, PageTableEntry,
+            PageTableLevel,
+        },
+    },
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
     snapshot::{Capability, Unavailable, clean},
@@ -50,10 +61,8 @@ pub struct QemuOptions {
     pub memory: Option<PathBuf>,
     /// Never change the guest.
     pub read_only: bool,
-    /// The program that cleans up when this process dies, called with `guardian` and what [`guardian`] says; `None` is
-    /// this program, if it is vmscope.
-    ///
-    /// [`guardian`]: self
+    /// The program that frees the guest when this process dies, called as [`guardian::main`] wants it; `None` is this
+    /// program, if it is vmscope.
     pub guardian: Option<PathBuf>,
 }
 
@@ -88,7 +97,7 @@ impl QemuDriver {
             qmp.execute("query-name", json!({}))?.get("name").and_then(Value::as_str).map(|name| clean(name, 60));
         let name = name.unwrap_or_else(|| pid.map_or_else(|| "qemu".to_owned(), |pid| format!("qemu-{pid}")));
         let kvm = qmp.execute("query-kvm", json!({}))?.get("enabled") == Some(&Value::Bool(true));
-        let control = Control::new(qmp, pid, &options)?;
+        let control = Control::new(qmp, pid, kvm, &options)?;
         let info = VmiInfo {
             name,
             vcpus: control.vcpus(),
@@ -111,12 +120,12 @@ impl QemuDriver {
 
     /// QEMU's process, where it is on this machine.
     pub fn pid(&self) -> Option<u32> {
-        self.control.borrow().pid()
+        self.control.borrow().pid
     }
 
     /// QEMU's major and minor version.
     pub fn version(&self) -> (u64, u64) {
-        self.control.borrow().version()
+        self.control.borrow().qmp.version()
     }
 
     /// Whether the guest stands still, whoever stopped it; held at an event is not paused.
@@ -126,12 +135,40 @@ impl QemuDriver {
 
     /// What the user should know about how this guest was found, as sentences: repairs after a session that died.
     pub fn notices(&self) -> Vec<String> {
-        self.control.borrow().notices().to_vec()
+        self.control.borrow().notices.clone()
     }
 
     /// How often the guest was reset since it was attached: what was learnt about its kernel is then void.
     pub fn resets(&self) -> u64 {
-        self.control.borrow().resets()
+        self.control.borrow().resets
+    }
+
+    /// The event with the frame of its instruction, if it is one that has a frame.
+    fn with_frame(&self, event: VmiEvent<Amd64>) -> VmiEvent<Amd64> {
+        let registers = event.registers();
+        let frame = || self.frame(Va(registers.gp.rip), registers).unwrap_or_default();
+        let reason = match *event.reason() {
+            Amd64EventReason::DebugBreakpoint { va, .. } => Amd64EventReason::DebugBreakpoint { va, gfn: frame() },
+            Amd64EventReason::Singlestep { .. } => Amd64EventReason::Singlestep { gfn: frame() },
+            _ => return event,
+        };
+        VmiEvent::new(event.vcpu_id(), event.view(), *registers, reason)
+    }
+
+    /// The frame behind an address in a vCPU's address space.
+    fn frame(&self, va: Va, registers: &Amd64Registers) -> Option<Gfn> {
+        let mut table = registers.root();
+        for &level in PageTableLevel::walk(registers.paging_levels()) {
+            let entry = PageTableEntry(self.read_physical_u64(table + level.index(va) * 8).ok()?);
+            if !entry.is_present() || entry.has_reserved_bits(level) {
+                return None;
+            }
+            table = entry.address(level);
+            if entry.is_leaf(level) {
+                return Some(Amd64::gfn_from_pa(table + (va.0 & (level.page_bytes() - 1))));
+            }
+        }
+        None
     }
 
     fn may_change(&self, what: &'static str) -> Result<(), VmiError> {
@@ -185,7 +222,7 @@ impl VmiDriver for QemuDriver {
 
 impl VmiRead for QemuDriver {
     fn read_physical(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
-        self.memory.read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line, None))
+        self.memory.read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line))
     }
 
     #[inline]
@@ -215,7 +252,9 @@ impl VmiWrite for QemuDriver {
 
 impl VmiQueryRegisters for QemuDriver {
     fn registers(&self, vcpu: VcpuId) -> Result<Amd64Registers, VmiError> {
-        self.control.borrow_mut().registers(vcpu)
+        let mut control = self.control.borrow_mut();
+        let registers = control.registers(vcpu);
+        control.explained(registers)
     }
 }
 
@@ -243,7 +282,7 @@ impl VmiEventControl for QemuDriver {
     }
 
     fn event_processing_overhead(&self) -> Duration {
-        self.control.borrow().overhead()
+        self.control.borrow().overhead
     }
 
     fn wait_for_event<Handler>(&self, timeout: Duration, mut handler: Handler) -> Result<(), VmiError>
@@ -251,6 +290,7 @@ impl VmiEventControl for QemuDriver {
         Handler: FnMut(&VmiEvent<Amd64>) -> VmiEventResponse<Amd64>,
     {
         let event = self.control.borrow_mut().next_event(timeout)?;
+        let event = self.with_frame(event);
         let response = handler(&event);
         self.control.borrow_mut().answer(&event, &response)
     }

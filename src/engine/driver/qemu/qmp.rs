@@ -84,6 +84,11 @@ impl Qmp {
         self.version
     }
 
+    /// Where it is connected.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
     /// The process, user and group at the other end of a Unix socket.
     pub fn peer(&self) -> Option<(u32, u32, u32)> {
         self.stream.peer()

@@ -1,0 +1,190 @@
+//! Getting hold of QEMU's gdb stub, and letting go of it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{
+    control::Control,
+    gdb::Gdb,
+    guardian::{self, Guardian},
+    leftover::{self, Folder, State},
+    process,
+    transport::Address,
+};
+use crate::engine::error::VmiError;
+
+impl Control {
+    /// Before the guest is touched for the first time: writes down how to free it, and starts the process that does so
+    /// if this one dies.
+    pub fn guard(&mut self) -> Result<(), VmiError> {
+        if self.guard.is_some() {
+            return Ok(());
+        }
+        let user = self.qmp.peer().map(|(_, user, group)| (user, group));
+        let doing = "making a folder for the gdb stub's socket under /tmp";
+        let folder = Folder::new(user).map_err(|error| VmiError::driver(doing, error))?;
+        self.guard = Some((None, folder));
+        self.write_state()?;
+        let started = guardian::program(self.guardian_program.as_deref()).map(|program| {
+            let folder = self.guard.as_ref().map_or(Path::new(""), |(_, folder)| folder.path());
+            Guardian::start(&program, folder)
+        });
+        match (started, &mut self.guard) {
+            (Some(Ok(child)), Some((guardian, _))) => *guardian = Some(child),
+            (Some(Err(error)), _) => {
+                tracing::warn!(%error, "no guardian process: if vmscope is killed, the guest stays as it is until the next start");
+            }
+            _ => tracing::warn!("no guardian process: this program is not vmscope"),
+        }
+        Ok(())
+    }
+
+    /// Writes down how to free the guest, as things are now.
+    pub fn write_state(&self) -> Result<(), VmiError> {
+        let Some((_, folder)) = &self.guard else { return Ok(()) };
+        let me = std::process::id();
+        let state = State {
+            owner: (me, process::start_time(me).unwrap_or(0)),
+            qemu: self.pid.and_then(|pid| Some((pid, process::start_time(pid)?))),
+            qmp: self.qmp_address.clone(),
+            stub: self.stub_address.as_ref().map(Address::to_string),
+            stub_is_ours: self.stub_is_ours,
+            leave_paused: self.foreign,
+        };
+        let doing = || format!("writing down in {} how to free the guest", folder.path().display());
+        folder.write(&state).map_err(|error| VmiError::driver(doing(), error))
+    }
+
+    /// `foreign` has changed.
+    pub fn note_foreign(&self) -> Result<(), VmiError> {
+        self.write_state()
+    }
+
+    /// Connects to the stub if that has not been done: the one that the user named, one that QEMU has, or one that is
+    /// started now. The guest is stopped then.
+    pub fn attach_stub(&mut self) -> Result<(), VmiError> {
+        self.listen()?;
+        if self.stub.is_some() {
+            return Ok(());
+        }
+        self.guard()?;
+        let (address, is_connected) = match self.stub_of_qemu()? {
+            Some((address, is_connected)) => (Some(self.gdb_option.clone().unwrap_or(address)), is_connected),
+            None => (self.gdb_option.clone(), false),
+        };
+        // Connecting would wait for ever, and stop the guest when the other one has long gone.
+        if let (Some(address), true) = (&address, is_connected) {
+            return Err(VmiError::Invalid(format!(
+                "another debugger is connected to the guest's gdb stub at {address}, which serves one at a time: end \
+                 that one first"
+            )));
+        }
+        self.stub_is_ours = address.is_none();
+        self.stub_address = match (address, &self.guard) {
+            (Some(address), _) => Some(address),
+            (None, Some((_, folder))) => Some(Address::Unix(folder.socket())),
+            (None, None) => None,
+        };
+        self.write_state()?;
+        let result = self.connect_stub();
+        if result.is_err() {
+            self.end_stub()?;
+        }
+        result
+    }
+
+    fn connect_stub(&mut self) -> Result<(), VmiError> {
+        let Some(address) = self.stub_address.clone() else { return Ok(()) };
+        if let (Address::Unix(socket), true) = (&address, self.stub_is_ours) {
+            leftover::start_stub(&mut self.qmp, socket)?;
+        }
+        self.stub = Some(Gdb::connect(&address)?);
+        self.running = false;
+        Ok(())
+    }
+
+    /// The stub's address as QEMU tells it, and whether somebody is connected.
+    fn stub_of_qemu(&mut self) -> Result<Option<(Address, bool)>, VmiError> {
+        let devices = self.qmp.execute("query-chardev", json!({}))?;
+        let text = |device: &Value, name| device.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let stub = devices.as_array().into_iter().flatten().find(|device| text(device, "label") == "gdb");
+        Ok(stub.and_then(|device| {
+            let name = text(device, "filename");
+            let free = name.strip_prefix("disconnected:");
+            Some((free.unwrap_or(&name).parse().ok()?, free.is_none()))
+        }))
+    }
+
+    /// Takes everything out of the guest and lets go of the stub. The guest then runs, unless it is paused.
+    ///
+    /// # Errors
+    /// The first thing that failed; the rest was tried all the same.
+    pub fn leave(&mut self) -> Result<(), VmiError> {
+        let mut result = self.listen();
+        if self.stub.is_some() {
+            result = result.and(self.hold());
+            let breakpoints: Vec<_> = self.breakpoints.keys().copied().collect();
+            for va in breakpoints {
+                result = result.and(self.clear_breakpoint(va));
+            }
+            for (va, bytes, kind) in self.watchpoints.clone() {
+                result = result.and(self.clear_watchpoint(va, bytes, super::control::watch_access(kind)));
+            }
+            let runs = self.wants_to_run();
+            if let (true, Some(stub)) = (runs, &mut self.stub) {
+                // Whatever could not be taken out one by one goes with this.
+                let detached = stub.detach();
+                self.running = detached.is_ok();
+                result = result.and(detached);
+            }
+            result = result.and(self.end_stub());
+        }
+        self.breakpoints.clear();
+        self.watchpoints.clear();
+        self.passed.clear();
+        self.step_wanted.clear();
+        self.retried.clear();
+        if self.wants_to_run() {
+            let status = leftover::status(&mut self.qmp);
+            self.running = status.as_ref().is_ok_and(|status| status == "running");
+            result = result.and(status.map(drop)).and(self.go_on());
+        }
+        result = result.and(self.write_state());
+        self.explained(result)
+    }
+
+    /// Closes the connection, and ends the stub if we started it.
+    fn end_stub(&mut self) -> Result<(), VmiError> {
+        self.stub = None;
+        self.stub_address = None;
+        if std::mem::take(&mut self.stub_is_ours) {
+            leftover::stop_stub(&mut self.qmp)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if self.guard.is_none() {
+            return;
+        }
+        self.pauses = 0;
+        let left = self.leave();
+        let qemu_has_ended = self.pid.is_some_and(|pid| process::start_time(pid).is_none());
+        let Some((guardian, folder)) = self.guard.take() else { return };
+        match left {
+            Err(error) if !qemu_has_ended => {
+                // The guardian sees our end of its pipe close without a word, and tries by itself.
+                tracing::warn!(%error, "could not leave the guest as it was found; the guardian process goes on trying");
+            }
+            _ => {
+                if let Some(guardian) = guardian {
+                    guardian.dismiss();
+                }
+                folder.remove();
+            }
+        }
+    }
+}
