@@ -140,30 +140,262 @@ impl Task {
     }
 }
 
+/// The table of process ids (`include/linux/pid.h`, `include/linux/idr.h`, `include/linux/xarray.h`).
+pub(super) struct Pids {
+    /// `pid_namespace.idr.idr_rt.xa_head`.
+    pub(super) head: u64,
+    pub(super) node_shift: u64,
+    pub(super) node_slots: u64,
+    /// `pid.tasks`: a list head for each kind of id.
+    pub(super) tasks: u64,
+    /// `task_struct.pid_links`: a list node for each kind of id.
+    pub(super) links: u64,
+}
+
+impl Pids {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            head: facts.at("pid_namespace", "idr.idr_rt.xa_head")?,
+            node_shift: facts.at("xa_node", "shift")?,
+            node_slots: facts.at("xa_node", "slots")?,
+            tasks: facts.at("pid", "tasks")?,
+            links: facts.at("task_struct", "pid_links")?,
+        })
+    }
+}
+
+/// The tasks that want to run on a CPU (`struct rq` in `kernel/sched/sched.h`).
+pub(super) struct RunQueue {
+    /// `rq.cfs_tasks`.
+    pub(super) head: u64,
+    /// `task_struct.se.group_node`.
+    pub(super) node: u64,
+}
+
+impl RunQueue {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self { head: facts.at("rq", "cfs_tasks")?, node: facts.at("task_struct", "se.group_node")? })
+    }
+}
+
+/// The threads of a process: a list in `signal_struct`, or on old kernels one through the tasks themselves.
+pub(super) struct Threads {
+    /// `signal_struct.thread_head`; `None` where the first task heads the list.
+    pub(super) head: Option<u64>,
+    /// `task_struct.thread_node` or `task_struct.thread_group`.
+    pub(super) node: u64,
+}
+
+impl Threads {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        let head = facts.at("signal_struct", "thread_head");
+        match (head, facts.at("task_struct", "thread_node")) {
+            (Some(_), Some(node)) => Some(Self { head, node }),
+            _ => Some(Self { head: None, node: facts.at("task_struct", "thread_group")? }),
+        }
+    }
+}
+
+/// A process's memory (`include/linux/mm_types.h`).
+pub(super) struct Maps {
+    pub(super) index: RegionIndex,
+    pub(super) vm_start: u64,
+    pub(super) vm_end: u64,
+    pub(super) vm_flags: u64,
+    pub(super) vm_file: u64,
+    pub(super) vm_ops: Option<u64>,
+    pub(super) vm_private_data: Option<u64>,
+    /// `vm_special_mapping.name`: the kernel's own pages in a process.
+    pub(super) special_name: Option<u64>,
+    /// `mm_struct.start_brk`, `.brk`, `.start_stack`.
+    pub(super) heap_and_stack: Option<[u64; 3]>,
+}
+
+/// How the regions of a process hang together.
+pub(super) enum RegionIndex {
+    /// `mm_struct.mmap` and `vm_area_struct.vm_next`, up to 6.0.
+    List { first: u64, next: u64 },
+    /// A maple tree, from 6.1 on (`include/linux/maple_tree.h`).
+    Tree { root: u64, range: MapleNode, allocation: MapleNode },
+}
+
+/// One form of a maple tree's node: arrays of pivots and, right behind, of one more slots.
+#[derive(Clone, Copy)]
+pub(super) struct MapleNode {
+    pub(super) pivots: u64,
+    pub(super) slots: u64,
+}
+
+impl MapleNode {
+    fn new(facts: &Facts<'_>, structure: &str) -> Option<Self> {
+        Some(Self { pivots: facts.at(structure, "pivot")?, slots: facts.at(structure, "slot")? })
+    }
+}
+
+impl Maps {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        let list = || {
+            Some(RegionIndex::List {
+                first: facts.at("mm_struct", "mmap")?,
+                next: facts.at("vm_area_struct", "vm_next")?,
+            })
+        };
+        let tree = || {
+            Some(RegionIndex::Tree {
+                root: facts.at("mm_struct", "mm_mt.ma_root")?,
+                range: MapleNode::new(facts, "maple_range_64")?,
+                allocation: MapleNode::new(facts, "maple_arange_64")?,
+            })
+        };
+        let mm = |name| facts.at("mm_struct", name);
+        let heap_and_stack = || Some([mm("start_brk")?, mm("brk")?, mm("start_stack")?]);
+        let vma = |name| facts.at("vm_area_struct", name);
+        Some(Self {
+            index: tree().or_else(list)?,
+            vm_start: vma("vm_start")?,
+            vm_end: vma("vm_end")?,
+            vm_flags: vma("vm_flags")?,
+            vm_file: vma("vm_file")?,
+            vm_ops: vma("vm_ops"),
+            vm_private_data: vma("vm_private_data"),
+            special_name: facts.at("vm_special_mapping", "name"),
+            heap_and_stack: heap_and_stack(),
+        })
+    }
+}
+
+/// From a file to its name (`include/linux/fs.h`, `include/linux/dcache.h`, `fs/mount.h`).
+pub(super) struct Paths {
+    pub(super) file_dentry: u64,
+    pub(super) file_mount: u64,
+    pub(super) name: u64,
+    pub(super) name_length: u64,
+    pub(super) parent: u64,
+    /// `dentry.d_hash.pprev`: null once the file is deleted.
+    pub(super) hashed: Option<u64>,
+    pub(super) inode: u64,
+    pub(super) inode_number: u64,
+    pub(super) superblock: u64,
+    pub(super) filesystem: u64,
+    pub(super) filesystem_name: u64,
+    /// `mount.mnt`, through which files know their mount.
+    pub(super) mount_public: u64,
+    pub(super) mount_parent: u64,
+    pub(super) mount_point: u64,
+    /// `mount.mnt.mnt_root`.
+    pub(super) mount_root: u64,
+}
+
+impl Paths {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            file_dentry: facts.at("file", "f_path.dentry")?,
+            file_mount: facts.at("file", "f_path.mnt")?,
+            name: facts.any("dentry", &["d_name.name", "__d_name.name"])?,
+            name_length: facts.any("dentry", &["d_name.len", "__d_name.len"])?,
+            parent: facts.at("dentry", "d_parent")?,
+            hashed: facts.at("dentry", "d_hash.pprev"),
+            inode: facts.at("dentry", "d_inode")?,
+            inode_number: facts.at("inode", "i_ino")?,
+            superblock: facts.at("dentry", "d_sb")?,
+            filesystem: facts.at("super_block", "s_type")?,
+            filesystem_name: facts.at("file_system_type", "name")?,
+            mount_public: facts.at("mount", "mnt")?,
+            mount_parent: facts.at("mount", "mnt_parent")?,
+            mount_point: facts.at("mount", "mnt_mountpoint")?,
+            mount_root: facts.at("mount", "mnt.mnt_root")?,
+        })
+    }
+}
+
+/// A process's open files (`include/linux/fdtable.h`).
+pub(super) struct Files {
+    /// `task_struct.files`.
+    pub(super) files: u64,
+    pub(super) table: u64,
+    pub(super) count: u64,
+    pub(super) array: u64,
+}
+
+impl Files {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            files: facts.at("task_struct", "files")?,
+            table: facts.at("files_struct", "fdt")?,
+            count: facts.at("fdtable", "max_fds")?,
+            array: facts.at("fdtable", "fd")?,
+        })
+    }
+}
+
+/// A loaded module of the kernel (`include/linux/module.h`).
+pub(super) struct KernelModule {
+    pub(super) list: u64,
+    pub(super) name: u64,
+    pub(super) base: u64,
+    pub(super) size: u64,
+}
+
+impl KernelModule {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            list: facts.at("module", "list")?,
+            name: facts.at("module", "name")?,
+            // From 6.4 on an array, whose first element is the code.
+            base: facts.any("module", &["mem.base", "core_layout.base"])?,
+            size: facts.any("module", &["mem.size", "core_layout.size"])?,
+        })
+    }
+}
+
 /// Everything that is known of the kernel's structures; what a kernel does not have is `None`.
 pub(super) struct Layout {
     pub(super) task: Task,
     /// `mm_struct.pgd`.
     pub(super) mm_pgd: u64,
+    /// `mm_struct.arg_start` and `.arg_end`.
+    pub(super) arguments: Option<(u64, u64)>,
     /// `signal_struct.nr_threads`.
     pub(super) signal_threads: Option<u64>,
     /// `cred.uid`.
     pub(super) cred_uid: Option<u64>,
+    /// More of `cred`: name, offset, size in bytes.
+    pub(super) credentials: Vec<(&'static str, u64, usize)>,
     /// `kthread.full_name`: names longer than `comm`.
     pub(super) kthread_name: Option<u64>,
     /// `pcpu_hot.current_task`, from 6.2 to 6.14.
     pub(super) hot_current: Option<u64>,
+    pub(super) pids: Option<Pids>,
+    pub(super) run_queue: Option<RunQueue>,
+    pub(super) threads: Option<Threads>,
+    pub(super) maps: Option<Maps>,
+    pub(super) paths: Option<Paths>,
+    pub(super) files: Option<Files>,
+    pub(super) module: Option<KernelModule>,
 }
 
 impl Layout {
     pub(super) fn new(facts: &Facts<'_>) -> Result<Self, VmiError> {
+        let ids = ["uid", "gid", "euid", "egid", "suid", "sgid", "fsuid", "fsgid"].map(|name| (name, name, 4));
+        let sets = [("capabilities", "cap_effective", 8), ("permitted", "cap_permitted", 8)];
+        let credential = |(name, path, bytes)| Some((name, facts.at("cred", path)?, bytes));
+        let argument = |name| facts.at("mm_struct", name);
         Ok(Self {
             task: Task::new(facts)?,
             mm_pgd: facts.need("mm_struct", "pgd")?,
+            arguments: argument("arg_start").zip(argument("arg_end")),
             signal_threads: facts.at("signal_struct", "nr_threads"),
             cred_uid: facts.at("cred", "uid"),
+            credentials: ids.into_iter().chain(sets).filter_map(credential).collect(),
             kthread_name: facts.at("kthread", "full_name"),
             hot_current: facts.at("pcpu_hot", "current_task"),
+            pids: Pids::new(facts),
+            run_queue: RunQueue::new(facts),
+            threads: Threads::new(facts),
+            maps: Maps::new(facts),
+            paths: Paths::new(facts),
+            files: Files::new(facts),
+            module: KernelModule::new(facts),
         })
     }
 }

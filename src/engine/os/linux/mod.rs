@@ -7,6 +7,7 @@
 
 pub mod btf;
 mod bytes;
+mod crossview;
 mod current;
 mod detect;
 pub mod kallsyms;

@@ -1,6 +1,6 @@
 //! Tasks and the list of processes (`struct task_struct` in `include/linux/sched.h`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     bytes::{u32_at, u64_at},
@@ -91,10 +91,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     pub(super) fn task_list(&self) -> Result<(Vec<TaskRecord>, bool), VmiError> {
         let head = self.os.init_task;
         let mut next = self.task(head)?.next;
-        let mut seen = HashMap::new();
+        let mut seen = HashSet::new();
         let mut tasks: Vec<TaskRecord> = Vec::new();
         while next != head {
-            if tasks.len() >= MOST_PROCESSES || seen.insert(next, ()).is_some() {
+            if tasks.len() >= MOST_PROCESSES || !seen.insert(next) {
                 return Ok((tasks, true));
             }
             match self.task(next) {
@@ -109,16 +109,22 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Ok((tasks, false))
     }
 
-    /// All processes.
+    /// All processes, those that are hidden last.
     pub(super) fn processes(&self) -> Result<ProcessList, VmiError> {
-        let (tasks, truncated) = self.task_list()?;
-        let ids: HashMap<Va, u32> = tasks.iter().map(|task| (task.object, task.tgid)).collect();
-        let parent = |task: &TaskRecord| {
+        let found = self.cross_view()?;
+        let ids: HashMap<Va, u32> = found.listed.iter().map(|task| (task.object, task.tgid)).collect();
+        let row = |task: &TaskRecord, is_hidden: bool| {
             let known = ids.get(&task.parent).copied();
-            known.or_else(|| self.u32(task.parent + self.os.layout.task.tgid).ok()).unwrap_or(0)
+            let parent = known.or_else(|| self.u32(task.parent + self.os.layout.task.tgid).ok());
+            let mut process = self.process(task, parent.unwrap_or(0));
+            if is_hidden {
+                process.flags.push(ProcessFlag::Hidden);
+            }
+            process
         };
-        let processes = tasks.iter().map(|task| self.process(task, parent(task))).collect();
-        Ok(ProcessList { processes, truncated })
+        let listed = found.listed.iter().map(|task| row(task, found.without_id.contains(&task.object)));
+        let processes = listed.chain(found.unlisted.iter().map(|task| row(task, true))).collect();
+        Ok(ProcessList { processes, truncated: found.truncated })
     }
 
     /// The row of a process, from its first task.

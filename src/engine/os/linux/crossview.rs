@@ -1,0 +1,159 @@
+//! The list of processes against what else the kernel knows of them.
+//!
+//! A process that was taken out of the list still runs: it has an id in the table of the first pid namespace (an IDR, which
+//! is an xarray: `lib/xarray.c`), and it is the current task of a CPU or waits for one. Whatever only one side knows is
+//! hidden. The guest runs while we look, and processes come and go; so a difference counts only if it is still there when
+//! everything is read a second time.
+
+use std::collections::HashSet;
+
+use super::{bytes::u64_at, kernel::Kernel, tasks::TaskRecord};
+use crate::engine::{addr::Va, arch::amd64::Amd64, driver::VmiRead, error::VmiError};
+
+/// Entries of a node of an xarray (`XA_CHUNK_SIZE`).
+const SLOTS: u64 = 64;
+/// Nodes of the table that are read at most.
+const MOST_NODES: usize = 1 << 15;
+/// Ids that are looked at at most.
+const MOST_IDS: usize = 1 << 18;
+/// Tasks of one run queue that are looked at at most.
+const MOST_QUEUED: usize = 4096;
+/// `PIDTYPE_TGID`: the list of an id's processes, as opposed to threads, in `include/linux/pid_types.h`.
+const PIDTYPE_TGID: u64 = 1;
+
+/// The first tasks of all processes, and where they were found.
+#[derive(Default)]
+pub(super) struct Processes {
+    /// The kernel's list.
+    pub(super) listed: Vec<TaskRecord>,
+    /// Whether a bound or a missing page cut the list short.
+    pub(super) truncated: bool,
+    /// Found elsewhere, but not in the list.
+    pub(super) unlisted: Vec<TaskRecord>,
+    /// In the list, but not in the table of ids.
+    pub(super) without_id: HashSet<Va>,
+}
+
+impl Processes {
+    fn has_differences(&self) -> bool {
+        !self.unlisted.is_empty() || !self.without_id.is_empty()
+    }
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
+    /// All processes, with the differences that last.
+    pub(super) fn cross_view(&self) -> Result<Processes, VmiError> {
+        let first = self.both_sides()?;
+        if !first.has_differences() {
+            return Ok(first);
+        }
+        self.core.flush_gfn_cache();
+        self.core.flush_v2p_cache();
+        let mut second = self.both_sides()?;
+        let suspects: HashSet<Va> = first.unlisted.iter().map(|task| task.object).collect();
+        second.unlisted.retain(|task| suspects.contains(&task.object));
+        second.without_id.retain(|object| first.without_id.contains(object));
+        Ok(second)
+    }
+
+    fn both_sides(&self) -> Result<Processes, VmiError> {
+        let (listed, truncated) = self.task_list()?;
+        let mut found = Processes { listed, truncated, ..Processes::default() };
+        let known: HashSet<Va> = found.listed.iter().map(|task| task.object).collect();
+        let mut seen = known.clone();
+        if let Some(table) = self.pid_table().filter(|table| !table.is_empty()) {
+            let elsewhere = table.iter().filter(|object| seen.insert(**object));
+            found.unlisted.extend(elsewhere.filter_map(|&object| self.task(object).ok()));
+            let table: HashSet<Va> = table.into_iter().collect();
+            found.without_id = known.iter().copied().filter(|object| !table.contains(object)).collect();
+        }
+        for object in self.scheduled() {
+            if !seen.insert(object) {
+                continue;
+            }
+            // Idle tasks have no id. A task that has just died still runs to its last switch.
+            let Some(task) = self.task(object).ok().filter(|task| task.pid != 0 && task.exit_state == 0) else {
+                continue;
+            };
+            let leader = if task.leader.is_null() { object } else { task.leader };
+            if leader == object {
+                found.unlisted.push(task);
+            } else if seen.insert(leader) {
+                found.unlisted.extend(self.task(leader).ok());
+            }
+        }
+        // A list that was cut short misses processes for a reason of its own.
+        if found.truncated {
+            found.without_id.clear();
+        }
+        Ok(found)
+    }
+
+    /// The first tasks of the processes in the table of ids; `None` where it could not be read as a whole.
+    fn pid_table(&self) -> Option<Vec<Va>> {
+        let layout = self.os.layout.pids.as_ref()?;
+        let head = self.pointer(self.os.symbols.lookup("init_pid_ns")? + layout.head).ok()?;
+        let mut bytes = vec![0; layout.node_slots.checked_add(SLOTS * 8).filter(|&size| size <= 4096)? as usize];
+        let mut processes = Vec::new();
+        let mut nodes = vec![(node(head.0)?, u64::from(u8::MAX))];
+        let (mut nodes_read, mut ids_read) = (0, 0);
+        while let Some((at, parent_shift)) = nodes.pop() {
+            nodes_read += 1;
+            self.read(at, &mut bytes).ok()?;
+            let shift = u64::from(*bytes.get(layout.node_shift as usize)?);
+            // Children cover less than their parents, so nothing can loop.
+            if shift >= parent_shift || nodes_read > MOST_NODES {
+                return None;
+            }
+            for slot in 0..SLOTS {
+                let entry = u64_at(&bytes, (layout.node_slots + slot * 8) as usize)?;
+                match node(entry) {
+                    Some(child) => nodes.push((child, shift)),
+                    None if entry == 0 || entry & 3 != 0 => {}
+                    None => {
+                        ids_read += 1;
+                        processes.extend(self.process_of(Va(entry)));
+                    }
+                }
+            }
+            if ids_read > MOST_IDS {
+                return None;
+            }
+        }
+        Some(processes)
+    }
+
+    /// The first task of the process that has an id (`struct pid`); `None` for the id of a thread, of a group or session
+    /// whose process is gone.
+    fn process_of(&self, pid: Va) -> Option<Va> {
+        let layout = self.os.layout.pids.as_ref()?;
+        let node = self.pointer(pid + layout.tasks + PIDTYPE_TGID * 8).ok()?;
+        (!node.is_null()).then(|| node - layout.links - PIDTYPE_TGID * 16)
+    }
+
+    /// The tasks that run or want to run, of every CPU; what cannot be read is left out.
+    fn scheduled(&self) -> Vec<Va> {
+        let mut tasks = Vec::new();
+        let queues = self.os.layout.run_queue.as_ref().zip(self.os.symbols.lookup("runqueues"));
+        for &base in &self.os.per_cpu.offsets {
+            tasks.extend(self.current_task_at(base).ok().flatten());
+            if let Some((layout, queues)) = queues {
+                let head = queues + base + layout.head;
+                let mut next = self.pointer(head).unwrap_or(head);
+                for _ in 0..MOST_QUEUED {
+                    if next == head || next.is_null() {
+                        break;
+                    }
+                    tasks.push(next - layout.node);
+                    next = self.pointer(next).unwrap_or(head);
+                }
+            }
+        }
+        tasks
+    }
+}
+
+/// The address of the node that an entry of an xarray refers to (`xa_is_node`, `xa_to_node` in `include/linux/xarray.h`).
+fn node(entry: u64) -> Option<Va> {
+    (entry & 3 == 2 && entry > 4096).then(|| Va(entry - 2))
+}
