@@ -10,7 +10,9 @@ fn the_shell_answers_exactly_and_in_order() {
     let Some(mut guest) = Guest::boot(&Options::default()) else { return };
     assert_eq!(guest.sh("printf 'a b'"), "a b");
     assert_eq!(guest.run("echo out; echo err >&2; false"), ("out\nerr\n".to_owned(), 1));
-    assert_eq!(guest.sh("true &"), "");
+    for _ in 0..50 {
+        assert_eq!(guest.sh("true &"), "");
+    }
     let many: String = (1..=500).map(|line| format!("{line}\n")).collect();
     assert_eq!(guest.sh("seq 500"), many);
     assert_eq!(guest.status(), "running");

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long any single wait may take: generous, for a guest without hardware acceleration on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What the guest's console says when a shell starts on it.
+const READY: &[u8] = b"guest is ready";
+
 /// Jobs that may run at the same time: the guest's shell has file descriptors 4 to 9 to spare, two for each.
 const MAX_JOBS: usize = 3;
 
@@ -128,10 +131,12 @@ impl Guest {
     pub fn wait_for_shell(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         // The log is written before the socket is, so whatever the socket missed by a late connection is in the log.
-        while !self.serial_log().contains("guest is ready") {
+        while !contains(self.serial_log().as_bytes(), READY) {
             self.receive(deadline, "the guest to boot");
         }
-        self.send("stty -echo -onlcr; set +m; PS1= PS2=; echo @@\"quiet\"\n");
+        // An interactive busybox shell takes a child that ends while it waits for input for the end of that input. One
+        // that reads the console as its script does not, and prints no prompts.
+        self.send("stty -echo -onlcr; echo @@\"quiet\"; exec sh /dev/ttyS0\n");
         let deadline = Instant::now() + PATIENCE;
         while !contains(&self.pending, b"@@quiet") {
             self.receive(deadline, "the guest's shell");
@@ -167,6 +172,7 @@ impl Guest {
                 self.pending.drain(..=at + length);
                 return (output, status.expect("the shell prints a number"));
             }
+            assert!(!contains(&self.pending, READY), "`{command}` ended the guest's shell");
             self.receive(deadline, command);
         }
     }
