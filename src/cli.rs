@@ -90,7 +90,7 @@ pub struct Lists {
 pub enum Guest {
     /// The built-in guest: a small deterministic machine to learn on
     Demo(Demo),
-    /// A running QEMU, found through its QMP socket or its process id
+    /// A running QEMU: the only one on this machine, or one named by its QMP socket or process id
     Qemu(Qemu),
     /// The process that frees the guest when vmscope dies; started by vmscope itself
     #[command(hide = true)]
@@ -193,9 +193,6 @@ impl Cli {
         if let (false, Some((name, _))) = (options.headless, used.iter().find(|(_, used)| *used)) {
             return Some(format!("{name} is for runs without a terminal; add --headless"));
         }
-        if let Some(Guest::Qemu(Qemu { qmp: None, pid: None, .. })) = &self.guest {
-            return Some("no QEMU is named; add --qmp ADDR (its QMP socket) or --pid PID".into());
-        }
         None
     }
 }
@@ -263,7 +260,7 @@ mod tests {
             ("vmscope --log-level loud", "not a log level"),
             ("vmscope --break @4", "symbol or an address"),
             ("vmscope --watch main@x", "process id"),
-            ("vmscope qemu", "--qmp"),
+            ("vmscope qemu --pid 7 --qmp unix:/q", "cannot be used with"),
             ("vmscope qemu --pid x", "invalid"),
             ("vmscope xen", "unrecognized"),
         ] {

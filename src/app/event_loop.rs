@@ -480,7 +480,7 @@ where
         }
     }
 
-    /// Sends a command without waiting; its answer becomes a notice.
+    /// Sends a command without waiting; its answer becomes a notice. The engine has logged it.
     fn send(&mut self, command: Command, draft: Option<Box<Draft>>) {
         let (answer, receiver) = bounded(1);
         match self.engine.requests.try_send(Request { command, answer }) {
@@ -499,7 +499,6 @@ where
         match answer {
             Ok(Done::Quiet) => {}
             Ok(Done::Said(text) | Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
-                tracing::info!("{text}");
                 self.state.notify(Severity::Info, text);
             }
             Ok(Done::Found(found, more)) => {
@@ -507,7 +506,6 @@ where
                 self.state.notify(Severity::Info, text);
             }
             Err(why) => {
-                tracing::error!("{why}");
                 if let (Some(draft), true) = (draft, self.state.popups.is_empty()) {
                     let Draft(mut dialog) = *draft;
                     dialog.error = Some(why);
