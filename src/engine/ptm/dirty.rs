@@ -2,58 +2,70 @@
 
 use std::collections::BTreeMap;
 
-use super::hash::FastSet;
 use crate::engine::addr::{Pa, VcpuId, View};
 
-/// An entry in a view.
-pub(super) type Entry = (u64, u16);
+/// A written place in a view, as a store began there; what it reached is found when it is processed.
+pub(super) type Mark = (Pa, View);
 
-/// The name of an entry.
-#[inline]
-pub(super) fn entry(pa: Pa, view: View) -> Entry {
-    (pa.0, view.0)
+/// A list in which a place that is there many times takes no more room than twice.
+#[derive(Default)]
+struct Marks(Vec<Mark>);
+
+impl Marks {
+    fn push(&mut self, mark: Mark) {
+        if self.0.last() == Some(&mark) {
+            return;
+        }
+        if self.0.len() == self.0.capacity() {
+            self.0.sort_unstable();
+            self.0.dedup();
+            // At least half of the room is free after this, so that sorting stays rare.
+            self.0.reserve(self.0.len() + 16);
+        }
+        self.0.push(mark);
+    }
 }
 
 /// Marks by vCPU: that a vCPU is about to write says nothing about the entry until this vCPU has made its step.
 #[derive(Default)]
 pub(super) struct Dirty {
-    by_vcpu: BTreeMap<VcpuId, FastSet<Entry>>,
+    by_vcpu: BTreeMap<VcpuId, Marks>,
     /// Entries known to have changed, or whose processing failed: due at the next call, whichever vCPU it is for.
-    due: FastSet<Entry>,
+    due: Marks,
 }
 
 impl Dirty {
-    pub(super) fn mark(&mut self, vcpu: VcpuId, entry: Entry) {
-        self.by_vcpu.entry(vcpu).or_default().insert(entry);
+    pub(super) fn mark(&mut self, vcpu: VcpuId, mark: Mark) {
+        self.by_vcpu.entry(vcpu).or_default().push(mark);
     }
 
-    /// Makes an entry due, unless a vCPU's step will bring it up anyway.
-    pub(super) fn note(&mut self, entry: Entry) {
-        if !self.by_vcpu.values().any(|marks| marks.contains(&entry)) {
-            self.due.insert(entry);
+    /// Makes an entry due, unless a vCPU's step will bring it up anyway; `reaches` says whether a mark does.
+    pub(super) fn note(&mut self, entry: Mark, reaches: impl Fn(Mark) -> bool) {
+        if !self.by_vcpu.values().flat_map(|marks| &marks.0).any(|&mark| reaches(mark)) {
+            self.due.push(entry);
         }
     }
 
     /// Makes an entry due once more.
-    pub(super) fn retry(&mut self, entry: Entry) {
-        self.due.insert(entry);
+    pub(super) fn retry(&mut self, entry: Mark) {
+        self.due.push(entry);
     }
 
     /// What a vCPU marked, and what is due anyway.
-    pub(super) fn take(&mut self, vcpu: VcpuId, entries: &mut Vec<Entry>) {
-        self.take_due(entries);
-        if let Some(marks) = self.by_vcpu.get_mut(&vcpu) {
-            entries.extend(marks.drain());
+    pub(super) fn take(&mut self, vcpu: VcpuId, marks: &mut Vec<Mark>) {
+        marks.append(&mut self.due.0);
+        if let Some(own) = self.by_vcpu.get_mut(&vcpu) {
+            marks.append(&mut own.0);
         }
     }
 
-    /// What is due anyway.
-    pub(super) fn take_due(&mut self, entries: &mut Vec<Entry>) {
-        entries.extend(self.due.drain());
+    /// Forgets what is due anyway: everything is about to be looked at.
+    pub(super) fn clear_due(&mut self) {
+        self.due.0.clear();
     }
 
     pub(super) fn clear(&mut self) {
         self.by_vcpu.clear();
-        self.due.clear();
+        self.clear_due();
     }
 }

@@ -10,9 +10,9 @@
 
 mod adapter;
 mod dirty;
+mod entries;
 mod event;
 mod guard;
-mod hash;
 mod process;
 mod slab;
 mod tables;
@@ -29,8 +29,8 @@ pub use self::{
 use std::fmt;
 
 use self::{
-    dirty::Dirty,
-    slab::Id,
+    dirty::{Dirty, Mark},
+    slab::{Id, NONE},
     tree::{Space, Tree},
     watch::Watches,
 };
@@ -59,7 +59,7 @@ where
     dirty: Dirty,
     /// Events of a call that ended with an error.
     undelivered: Vec<PageTableMonitorEvent>,
-    scratch_entries: Vec<dirty::Entry>,
+    scratch_marks: Vec<Mark>,
     scratch_nodes: Vec<(u8, Id)>,
 }
 
@@ -87,7 +87,7 @@ where
             tree: Tree::default(),
             dirty: Dirty::default(),
             undelivered: Vec::new(),
-            scratch_entries: Vec::new(),
+            scratch_marks: Vec::new(),
             scratch_nodes: Vec::new(),
         }
     }
@@ -147,30 +147,45 @@ where
             )));
         }
         let space = Space::new::<Driver::Architecture>(ctx.root, view, levels);
-        let start = self.tree.deepest::<Driver::Architecture>(space, ctx.va);
-        let (node, maps) = match self.tree.highest_stale(vmi, start)? {
-            // A change is on its way that others have yet to hear of. Processing it will find this address, too.
-            Some(stale) => {
-                let now = tree::walk(vmi, ctx)?.maps(ctx.va);
-                self.tree.at_mut(stale).stale = true;
-                self.dirty.note(dirty::entry(self.tree.entry_pa(stale), view));
-                (stale, now)
+        let (node, maps) = match self.place(vmi, space, ctx) {
+            Ok(place) => place,
+            Err((reached, error)) => {
+                self.tree.prune(reached);
+                // A guard that cannot be taken back now is tried again with the next call; the cause is the news.
+                let _ = self.settle(vmi);
+                return Err(error);
             }
-            None => match self.tree.descend::<Driver, Guard>(vmi, space, start, ctx.va) {
-                Ok(node) => (node, self.tree.at(node).meaning::<Driver::Architecture>().maps(ctx.va)),
-                Err((reached, error)) => {
-                    self.tree.prune(reached);
-                    // A guard that cannot be taken back now is tried again with the next call; the cause is the news.
-                    let _ = self.settle(vmi);
-                    return Err(error);
-                }
-            },
         };
         let id = self.watches.insert(ctx, view, tag, maps);
         self.watches.attach(id, node, &mut self.tree.at_mut(node).first_watch);
         // Only tables of earlier calls can be left over here: their errors are not this call's.
         let _ = self.settle(vmi);
         Ok(())
+    }
+
+    /// Finds or makes the node that an address hangs on, and what the address maps to. An error comes with the node that
+    /// was reached.
+    fn place(
+        &mut self,
+        vmi: &VmiCore<Driver>,
+        space: Space,
+        ctx: AddressContext,
+    ) -> Result<(Id, Option<(Pa, u8)>), (Id, VmiError)> {
+        let nowhere = |error| (NONE, error);
+        let start = match self.tree.deepest::<Driver::Architecture>(space, ctx.va) {
+            Some(start) => {
+                if let Some(stale) = self.tree.highest_stale(vmi, start).map_err(nowhere)? {
+                    // A change is on its way that others have yet to hear of. Processing it finds this address, too.
+                    let maps = tree::walk(vmi, ctx).map_err(nowhere)?.maps(ctx.va);
+                    self.note_stale(stale);
+                    return Ok((stale, maps));
+                }
+                start
+            }
+            None => self.tree.top::<Driver, Guard>(vmi, space, ctx.va).map_err(nowhere)?,
+        };
+        let node = self.tree.descend::<Driver, Guard>(vmi, start, ctx.va)?;
+        Ok((node, self.tree.at(node).meaning::<Driver::Architecture>().maps(ctx.va)))
     }
 
     /// Takes one [`monitor`](Self::monitor) back; nothing to do is not an error. With the last one the address is
@@ -263,7 +278,7 @@ where
             level: Driver::Architecture::level_name(node.level),
             entry_pa: self.tree.entry_pa(id),
             value: node.raw,
-            previous: node.previous,
+            previous: node.previous(),
         }
     }
 }

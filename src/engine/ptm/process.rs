@@ -1,15 +1,11 @@
 //! Finding out what changed: the entries that were marked, or all of them.
 
 use super::{
-    ArchAdapter, PageTableMonitor, PageTableMonitorEvent,
-    adapter::EntryMeaning,
-    dirty::{self, Entry},
-    guard::TableGuard,
-    slab::{Id, NONE},
-    tree::read_entry,
+    ArchAdapter, PageTableMonitor, PageTableMonitorEvent, adapter::EntryMeaning, dirty::Mark, guard::TableGuard,
+    slab::Id, tree::read_entry,
 };
 use crate::engine::{
-    addr::{Pa, VcpuId, View},
+    addr::{Gfn, Pa, VcpuId, View},
     driver::VmiRead,
     error::VmiError,
     session::VmiCore,
@@ -17,6 +13,13 @@ use crate::engine::{
 
 /// No store of the architecture is wider, in bytes.
 const WIDEST_STORE: u64 = 64;
+
+/// The places in its table, first and last, that a store from an address on may reach.
+#[inline]
+fn reach(from: Pa) -> (u16, u16) {
+    let offset = from.0 & 0xfff;
+    ((offset >> 3) as u16, ((offset + WIDEST_STORE - 1).min(0xfff) >> 3) as u16)
+}
 
 impl<Driver, Tag, Guard> PageTableMonitor<Driver, Tag, Guard>
 where
@@ -28,18 +31,32 @@ where
     /// Notes that a vCPU is about to write at `entry_pa` (any byte of an entry); answers whether a monitored entry
     /// may change. The mark counts for [`process_dirty_entries`](Self::process_dirty_entries) of the same vCPU.
     ///
-    /// How wide the store is is not known, and so the monitored entries behind it that the widest store would reach
-    /// are marked as well.
+    /// How wide the store is is not known, and so it counts for the monitored entries behind it, too, as far as the
+    /// widest store would reach.
     pub fn mark_dirty_entry(&mut self, entry_pa: Pa, view: View, vcpu: VcpuId) -> bool {
-        let Some(table) = self.tree.tables.find(entry_pa, view) else { return false };
-        let offset = entry_pa.0 & 0xfff;
-        let last = (offset + WIDEST_STORE - 1).min(0xfff);
-        let mut marked = false;
-        for index in table.used_between((offset >> 3) as u16, (last >> 3) as u16) {
-            self.dirty.mark(vcpu, dirty::entry(table.entry_pa(index), view));
-            marked = true;
+        let monitored = self.reached(entry_pa, view).next().is_some();
+        if monitored {
+            self.dirty.mark(vcpu, (entry_pa, view));
         }
-        marked
+        monitored
+    }
+
+    /// The monitored entries that a store may reach: physical address and first node.
+    fn reached(&self, from: Pa, view: View) -> impl Iterator<Item = (Pa, Id)> + '_ {
+        let table = self.tree.tables.at(self.tree.tables.find(Gfn(from.0 >> 12), view));
+        let (first, last) = reach(from);
+        table.entries.between(first, last).map(|(index, head)| (table.entry_pa(index), head))
+    }
+
+    /// Makes sure that an entry which is seen to have changed is looked at.
+    pub(super) fn note_stale(&mut self, id: Id) {
+        self.tree.at_mut(id).stale = true;
+        let (pa, view) = (self.tree.entry_pa(id), self.tree.view(id));
+        let index = self.tree.at(id).index;
+        self.dirty.note((pa, view), |(from, of)| {
+            let (first, last) = reach(from);
+            of == view && from.0 >> 12 == pa.0 >> 12 && (first..=last).contains(&index)
+        });
     }
 
     /// Looks at the entries that a vCPU marked, top level first, and reports what they changed. To be called when the
@@ -53,15 +70,21 @@ where
         vmi: &VmiCore<Driver>,
         vcpu: VcpuId,
     ) -> Result<Vec<PageTableMonitorEvent>, VmiError> {
-        let mut entries = std::mem::take(&mut self.scratch_entries);
-        self.dirty.take(vcpu, &mut entries);
+        let mut marks = std::mem::take(&mut self.scratch_marks);
         let mut nodes = std::mem::take(&mut self.scratch_nodes);
-        for (pa, view) in entries.drain(..) {
-            if let Some(table) = self.tree.tables.find(Pa(pa), View(view)) {
-                self.push_chain(table.head((pa >> 3 & 0x1ff) as u16), &mut nodes);
+        self.dirty.take(vcpu, &mut marks);
+        // In order, so that entries within the reach of several marks are looked at once.
+        marks.sort_unstable();
+        let mut done = (Pa(0), View(0));
+        for (from, view) in marks.drain(..) {
+            for (pa, head) in self.reached(from, view) {
+                if view != done.1 || pa >= done.0 {
+                    self.push_changed(vmi, pa, head, &mut nodes);
+                    done = (pa + 8, view);
+                }
             }
         }
-        self.scratch_entries = entries;
+        self.scratch_marks = marks;
         self.process(vmi, nodes)
     }
 
@@ -72,33 +95,25 @@ where
     /// As [`process_dirty_entries`](Self::process_dirty_entries).
     pub fn poll(&mut self, vmi: &VmiCore<Driver>) -> Result<Vec<PageTableMonitorEvent>, VmiError> {
         vmi.flush_gfn_cache();
+        self.dirty.clear_due();
         let mut nodes = std::mem::take(&mut self.scratch_nodes);
-        let mut entries = std::mem::take(&mut self.scratch_entries);
-        // Whatever is due is found by its value.
-        self.dirty.take_due(&mut entries);
-        entries.clear();
-        self.scratch_entries = entries;
         for table in self.tree.tables.iter() {
-            for (index, head) in table.entries() {
-                let now = read_entry(vmi, table.entry_pa(index));
-                let mut id = head;
-                while let Some(node) = self.tree.get(id) {
-                    let same = now.as_ref().is_ok_and(|now| now.unwrap_or(0) == node.raw);
-                    if !same || node.stale {
-                        nodes.push((node.level, id));
-                    }
-                    id = node.next_alias;
-                }
+            for (index, head) in table.entries.between(0, u16::MAX) {
+                self.push_changed(vmi, table.entry_pa(index), head, &mut nodes);
             }
         }
         self.process(vmi, nodes)
     }
 
-    /// Adds the nodes of an entry.
-    fn push_chain(&self, head: Id, nodes: &mut Vec<(u8, Id)>) {
+    /// Adds the nodes of an entry that have to be looked at; all of them when it cannot be read.
+    #[inline]
+    fn push_changed(&self, vmi: &VmiCore<Driver>, pa: Pa, head: Id, nodes: &mut Vec<(u8, Id)>) {
+        let now = read_entry(vmi, pa);
         let mut id = head;
         while let Some(node) = self.tree.get(id) {
-            nodes.push((node.level, id));
+            if node.stale || !matches!(now, Ok(now) if now == node.raw) {
+                nodes.push((node.level, id));
+            }
             id = node.next_alias;
         }
     }
@@ -115,9 +130,11 @@ where
         let mut result = Ok(());
         nodes.sort_unstable_by_key(|&(level, id)| (u8::MAX - level, id));
         for (_, id) in nodes.drain(..) {
-            let Some(node) = self.tree.get(id) else { continue };
-            let entry: Entry = dirty::entry(self.tree.tables.at(node.table).entry_pa(node.index), self.tree.view(id));
-            if let Err(error) = self.look_at(vmi, id, Pa(entry.0), &mut events) {
+            if self.tree.get(id).is_none() {
+                continue;
+            }
+            let entry = (self.tree.entry_pa(id), self.tree.view(id));
+            if let Err(error) = self.look_at(vmi, id, entry.0, &mut events) {
                 self.dirty.retry(entry);
                 result = result.and(Err(error));
             }
@@ -141,12 +158,10 @@ where
         entry_pa: Pa,
         events: &mut Vec<PageTableMonitorEvent>,
     ) -> Result<(), VmiError> {
-        let raw = read_entry(vmi, entry_pa)?.unwrap_or(0);
+        let raw = read_entry(vmi, entry_pa)?;
         let node = self.tree.at_mut(id);
         let old = node.meaning::<Driver::Architecture>();
-        if raw != node.raw {
-            node.previous = Some(std::mem::replace(&mut node.raw, raw));
-        }
+        node.update(raw);
         let new = node.meaning::<Driver::Architecture>();
         if old == new && !node.stale {
             return Ok(());
@@ -162,7 +177,7 @@ where
         for watch in self.watches.list(self.tree.at(id).first_watch) {
             let va = self.watches.at(watch).ctx.va;
             let end = if leads_on {
-                self.tree.descend_from::<Driver, Guard>(vmi, id, va).map_err(|(reached, error)| {
+                self.tree.descend::<Driver, Guard>(vmi, id, va).map_err(|(reached, error)| {
                     self.tree.prune(reached);
                     error
                 })?
@@ -196,9 +211,7 @@ where
         let (node, ctx, view) = (watch.node, watch.ctx, watch.view);
         self.watches.detach(id, &mut self.tree.at_mut(node).first_watch);
         self.watches.remove(id);
-        if node != NONE {
-            self.tree.prune(node);
-        }
+        self.tree.prune(node);
         self.undelivered.retain(|event| (event.update().ctx, event.update().view) != (ctx, view));
     }
 }

@@ -6,12 +6,18 @@ pub(super) type Id = u32;
 /// No value.
 pub(super) const NONE: Id = Id::MAX;
 
+/// A value of a slab. The default one is what a free place holds, and is not live.
+pub(super) trait Slot: Default {
+    /// Whether it is a value.
+    fn is_live(&self) -> bool;
+}
+
 /// Values by number; freed numbers are given out again.
 ///
-/// A number that names nothing reads as an empty value and swallows writes, so that a mistake in the books can
+/// A number that names nothing reads as the default value and swallows writes, so that a mistake in the books can
 /// neither panic nor reach another value.
 pub(super) struct Slab<T> {
-    items: Vec<Option<T>>,
+    items: Vec<T>,
     free: Vec<Id>,
     /// What a number reads as that names nothing; never written.
     void: T,
@@ -19,51 +25,49 @@ pub(super) struct Slab<T> {
     sink: T,
 }
 
-impl<T: Default> Default for Slab<T> {
+impl<T: Slot> Default for Slab<T> {
     fn default() -> Self {
         Self { items: Vec::new(), free: Vec::new(), void: T::default(), sink: T::default() }
     }
 }
 
-impl<T: Default> Slab<T> {
+impl<T: Slot> Slab<T> {
     pub(super) fn insert(&mut self, value: T) -> Id {
         if let Some(id) = self.free.pop() {
             if let Some(slot) = self.items.get_mut(id as usize) {
-                *slot = Some(value);
+                *slot = value;
             }
             return id;
         }
-        self.items.push(Some(value));
+        self.items.push(value);
         (self.items.len() - 1) as Id
     }
 
     pub(super) fn remove(&mut self, id: Id) -> Option<T> {
-        let value = self.items.get_mut(id as usize)?.take()?;
+        let value = self.items.get_mut(id as usize).filter(|value| value.is_live())?;
+        let value = std::mem::take(value);
         self.free.push(id);
         Some(value)
     }
 
     #[inline]
     pub(super) fn get(&self, id: Id) -> Option<&T> {
-        self.items.get(id as usize)?.as_ref()
+        self.items.get(id as usize).filter(|value| value.is_live())
     }
 
     #[inline]
     pub(super) fn at(&self, id: Id) -> &T {
-        self.get(id).unwrap_or(&self.void)
+        self.items.get(id as usize).unwrap_or(&self.void)
     }
 
     #[inline]
     pub(super) fn at_mut(&mut self, id: Id) -> &mut T {
-        match self.items.get_mut(id as usize) {
-            Some(Some(value)) => value,
-            _ => &mut self.sink,
-        }
+        self.items.get_mut(id as usize).unwrap_or(&mut self.sink)
     }
 
     /// All values with their numbers, in order of the numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
-        self.items.iter().enumerate().filter_map(|(id, item)| Some((id as Id, item.as_ref()?)))
+        self.items.iter().enumerate().filter(|(_, value)| value.is_live()).map(|(id, value)| (id as Id, value))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,9 +1,13 @@
 //! The physical side of the books: which page-table pages are guarded, and which entries of them are monitored.
 
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
 use super::{
+    entries::Entries,
     guard::TableGuard,
-    hash::FastMap,
-    slab::{Id, NONE, Slab},
+    slab::{Id, NONE, Slab, Slot},
 };
 use crate::engine::{
     addr::{Gfn, Pa, View},
@@ -16,97 +20,33 @@ use crate::engine::{
 pub(super) struct Table<Found> {
     pub(super) gfn: Gfn,
     pub(super) view: View,
+    /// What the guard has to take back.
     found: Option<Found>,
-    /// Nodes of the walk tree whose entry lies here; several may share an entry.
-    nodes: u32,
     /// Whether it is in [`Tables::idle`].
     idle: bool,
-    /// One bit for each entry that is monitored.
-    used: [u64; 8],
-    /// For each set bit, in order, the first node of the entry's chain.
-    heads: Vec<Id>,
+    /// Nodes of the walk tree whose entry lies here; several may share an entry.
+    nodes: u32,
+    pub(super) entries: Entries,
 }
 
 impl<Found> Default for Table<Found> {
     fn default() -> Self {
-        Self { gfn: Gfn(0), view: View(0), found: None, nodes: 0, idle: false, used: [0; 8], heads: Vec::new() }
+        Self { gfn: Gfn(0), view: View(0), found: None, idle: false, nodes: 0, entries: Entries::None }
+    }
+}
+
+impl<Found> Slot for Table<Found> {
+    fn is_live(&self) -> bool {
+        self.found.is_some()
     }
 }
 
 impl<Found> Table<Found> {
-    /// Where the head of an entry's chain is or would be, and whether it is there.
-    #[inline]
-    fn position(&self, index: u16) -> (usize, bool) {
-        let (word, bit) = (usize::from(index >> 6), 1u64 << (index & 63));
-        let below: u32 = self.used.iter().take(word).map(|bits| bits.count_ones()).sum();
-        let bits = self.used.get(word).copied().unwrap_or(0);
-        ((below + (bits & (bit - 1)).count_ones()) as usize, bits & bit != 0)
-    }
-
-    /// The first node of an entry's chain.
-    #[inline]
-    pub(super) fn head(&self, index: u16) -> Id {
-        match self.position(index) {
-            (at, true) => self.heads.get(at).copied().unwrap_or(NONE),
-            _ => NONE,
-        }
-    }
-
-    /// Sets the first node of an entry's chain; `NONE` where it has none any more.
-    pub(super) fn set_head(&mut self, index: u16, head: Id) {
-        let (at, there) = self.position(index);
-        let Some(word) = self.used.get_mut(usize::from(index >> 6)) else { return };
-        let bit = 1u64 << (index & 63);
-        match (there, head) {
-            (true, NONE) => {
-                *word &= !bit;
-                if at < self.heads.len() {
-                    self.heads.remove(at);
-                }
-            }
-            (true, _) => {
-                if let Some(slot) = self.heads.get_mut(at) {
-                    *slot = head;
-                }
-            }
-            (false, NONE) => {}
-            (false, _) => {
-                *word |= bit;
-                self.heads.insert(at.min(self.heads.len()), head);
-            }
-        }
-    }
-
-    /// The monitored entries: number and first node.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (u16, Id)> + '_ {
-        let indices = self.used.iter().enumerate().flat_map(|(word, &bits)| {
-            let mut bits = bits;
-            std::iter::from_fn(move || {
-                let bit = (bits != 0).then(|| bits.trailing_zeros())?;
-                bits &= bits - 1;
-                Some((word as u32 * 64 + bit) as u16)
-            })
-        });
-        indices.zip(self.heads.iter().copied())
-    }
-
-    /// The monitored entries of a range of numbers, its ends included.
-    pub(super) fn used_between(&self, first: u16, last: u16) -> impl Iterator<Item = u16> + '_ {
-        (first..=last)
-            .filter(|&index| self.used.get(usize::from(index >> 6)).is_some_and(|bits| bits >> (index & 63) & 1 != 0))
-    }
-
     /// The physical address of an entry.
     #[inline]
     pub(super) fn entry_pa(&self, index: u16) -> Pa {
-        Pa((self.gfn.0 << 12) | (u64::from(index) * 8))
+        Pa((self.gfn.0 << 12) | u64::from(index) * 8)
     }
-}
-
-/// A page-table page in a view as one number; frames have at most 40 bits.
-#[inline]
-fn table_key(gfn: Gfn, view: View) -> u64 {
-    (gfn.0 << 16) | u64::from(view.0)
 }
 
 /// All guarded pages.
@@ -116,7 +56,8 @@ fn table_key(gfn: Gfn, view: View) -> u64 {
 /// operation.
 pub(super) struct Tables<Found> {
     slab: Slab<Table<Found>>,
-    by_frame: FastMap<u64, Id>,
+    by_frame: HashTable<Id>,
+    hasher: DefaultHashBuilder,
     /// Tables that may have no entry left.
     idle: Vec<Id>,
     entries: usize,
@@ -124,8 +65,20 @@ pub(super) struct Tables<Found> {
 
 impl<Found> Default for Tables<Found> {
     fn default() -> Self {
-        Self { slab: Slab::default(), by_frame: FastMap::default(), idle: Vec::new(), entries: 0 }
+        Self {
+            slab: Slab::default(),
+            by_frame: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            idle: Vec::new(),
+            entries: 0,
+        }
     }
+}
+
+/// A page-table page in a view as one number; frames have at most 40 bits.
+#[inline]
+fn key(gfn: Gfn, view: View) -> u64 {
+    (gfn.0 << 16) | u64::from(view.0)
 }
 
 impl<Found: Copy> Tables<Found> {
@@ -148,9 +101,15 @@ impl<Found: Copy> Tables<Found> {
         self.slab.iter().map(|(_, table)| table)
     }
 
-    /// The table that a physical address lies in.
-    pub(super) fn find(&self, pa: Pa, view: View) -> Option<&Table<Found>> {
-        self.by_frame.get(&table_key(Gfn(pa.0 >> 12), view)).map(|&id| self.slab.at(id))
+    /// The table in a frame; `NONE` where the frame is not guarded in this view.
+    #[inline]
+    pub(super) fn find(&self, gfn: Gfn, view: View) -> Id {
+        let hash = self.hasher.hash_one(key(gfn, view));
+        let same = |id: &Id| {
+            let table = self.slab.at(*id);
+            table.gfn == gfn && table.view == view
+        };
+        self.by_frame.find(hash, same).copied().unwrap_or(NONE)
     }
 
     /// Guards a page. If nothing is linked into it, [`Tables::settle`] gives it up again.
@@ -159,13 +118,17 @@ impl<Found: Copy> Tables<Found> {
         Driver: VmiDriver,
         Guard: TableGuard<Driver, Found = Found>,
     {
-        let key = table_key(gfn, view);
-        if let Some(&id) = self.by_frame.get(&key) {
+        let id = self.find(gfn, view);
+        if id != NONE {
             return Ok(id);
         }
         let found = Some(Guard::protect(vmi, gfn, view)?);
         let id = self.slab.insert(Table { gfn, view, found, idle: true, ..Table::default() });
-        self.by_frame.insert(key, id);
+        let Self { slab, by_frame, hasher, .. } = self;
+        by_frame.insert_unique(hasher.hash_one(key(gfn, view)), id, |id| {
+            let table = slab.at(*id);
+            hasher.hash_one(key(table.gfn, table.view))
+        });
         self.idle.push(id);
         Ok(id)
     }
@@ -174,18 +137,18 @@ impl<Found: Copy> Tables<Found> {
     pub(super) fn link(&mut self, id: Id, index: u16, node: Id) -> Id {
         let table = self.slab.at_mut(id);
         table.nodes += 1;
-        let before = table.head(index);
-        table.set_head(index, node);
+        let before = table.entries.head(index);
+        table.entries.set_head(index, node);
         self.entries += usize::from(before == NONE);
         before
     }
 
-    /// Takes a node out of an entry's chain; `new_head` is the first node that is left, if `was_head`.
+    /// Takes a node out of an entry's chain; `new_head` is the first node that is left, if it `was_head`.
     pub(super) fn unlink(&mut self, id: Id, index: u16, was_head: bool, new_head: Id) {
         let table = self.slab.at_mut(id);
         table.nodes = table.nodes.saturating_sub(1);
         if was_head {
-            table.set_head(index, new_head);
+            table.entries.set_head(index, new_head);
             self.entries -= usize::from(new_head == NONE);
         }
         if table.nodes == 0 && !table.idle {
@@ -200,8 +163,7 @@ impl<Found: Copy> Tables<Found> {
         for &id in &ids {
             let table = self.slab.at_mut(id);
             table.nodes = 0;
-            table.used = [0; 8];
-            table.heads = Vec::new();
+            table.entries = Entries::None;
             table.idle = true;
         }
         self.idle = ids;
@@ -218,21 +180,19 @@ impl<Found: Copy> Tables<Found> {
         let mut at = 0;
         while let Some(&id) = self.idle.get(at) {
             let table = self.slab.at_mut(id);
-            if table.nodes == 0 {
-                if let Some(found) = table.found {
-                    if let Err(error) = Guard::restore(vmi, table.gfn, table.view, found) {
-                        if result.is_ok() {
-                            result = Err(error);
-                        }
-                        at += 1;
-                        continue;
-                    }
-                }
-                let key = table_key(table.gfn, table.view);
-                self.by_frame.remove(&key);
-                self.slab.remove(id);
-            } else {
+            if table.nodes > 0 {
                 table.idle = false;
+            } else if let Some(Err(error)) = table.found.map(|found| Guard::restore(vmi, table.gfn, table.view, found))
+            {
+                result = result.and(Err(error));
+                at += 1;
+                continue;
+            } else {
+                let hash = self.hasher.hash_one(key(table.gfn, table.view));
+                if let Ok(place) = self.by_frame.find_entry(hash, |other| *other == id) {
+                    place.remove();
+                }
+                self.slab.remove(id);
             }
             self.idle.swap_remove(at);
         }

@@ -1,14 +1,15 @@
 //! The virtual side of the books: for every address space a tree of the entries that translate monitored addresses.
 //!
-//! A node is one entry of one walk, named by address space, level and the range of addresses that it translates. Its
-//! children are the entries that the walks go on with. Spaces that share a table have nodes of their own that share
-//! its entries: all nodes of one entry form a chain, in which a table that serves at several levels is nothing special.
+//! A node is one entry of one walk; its children are the entries that the walks go on with, all of them in the table
+//! that the node's entry names. Spaces that share a table have nodes of their own that share its entries: all nodes of
+//! one entry form a chain, in which a table that serves at several levels is nothing special.
+
+use hashbrown::HashMap;
 
 use super::{
     adapter::{ArchAdapter, EntryMeaning},
     guard::TableGuard,
-    hash::FastMap,
-    slab::{Id, NONE, Slab},
+    slab::{Id, NONE, Slab, Slot},
     tables::Tables,
 };
 use crate::engine::{
@@ -21,9 +22,9 @@ use crate::engine::{
 /// An address space in one view.
 #[derive(Clone, Copy)]
 pub(super) struct Space {
-    pub(super) top: Gfn,
-    pub(super) view: View,
-    pub(super) levels: u8,
+    top: Gfn,
+    view: View,
+    levels: u8,
 }
 
 impl Space {
@@ -31,63 +32,65 @@ impl Space {
         Self { top: Arch::top_table(root), view, levels }
     }
 
-    /// The space in 64 bits: frames have at most 40.
+    /// What stands for the parent of the nodes at the top: the number of levels, because one table could be the top
+    /// of spaces with 4 and with 5.
     #[inline]
-    fn key(self) -> u64 {
-        (self.top.0 << 16) | u64::from(self.view.0)
+    fn above(self) -> Id {
+        NONE - 1 - Id::from(self.levels)
     }
-}
-
-/// A node's name: space, and the start of its range with levels in the bits that are 0 there.
-type Path = (u64, u64);
-
-#[inline]
-fn path<Arch: ArchAdapter>(space: Space, va: Va, level: u8) -> Path {
-    let place = u64::from(space.levels) << 3 | u64::from(level);
-    (space.key(), Arch::range_start(va, level).0 | place)
 }
 
 /// One entry of a walk.
 pub(super) struct Node {
-    path: Path,
-    /// The entry as it was last processed, and before its last change.
+    /// The entry as it was last processed, and before its last change (the same where there was none).
     pub(super) raw: u64,
-    pub(super) previous: Option<u64>,
-    pub(super) parent: Id,
+    previous: u64,
+    /// At the top: [`Space::above`], which names no node.
+    parent: Id,
     first_child: Id,
     next_sibling: Id,
     prev_sibling: Id,
-    /// The table that the entry lies in, and its place there.
+    /// The table that the entry lies in.
     pub(super) table: Id,
-    pub(super) index: u16,
-    pub(super) level: u8,
-    /// Addresses are attached here that may have to be walked anew although the entry's meaning is the same.
-    pub(super) stale: bool,
     /// The other nodes of the same entry.
     pub(super) next_alias: Id,
     prev_alias: Id,
     /// The addresses whose walk ends here.
     pub(super) first_watch: Id,
+    /// The entry's place in its table.
+    pub(super) index: u16,
+    pub(super) level: u8,
+    /// Addresses are attached here that may have to be walked anew although the entry's meaning is the same.
+    pub(super) stale: bool,
+    /// Whether it is in [`Tree::aliases`].
+    named: bool,
 }
 
 impl Default for Node {
     fn default() -> Self {
         Self {
-            path: (0, 0),
             raw: 0,
-            previous: None,
+            previous: 0,
             parent: NONE,
             first_child: NONE,
             next_sibling: NONE,
             prev_sibling: NONE,
             table: NONE,
-            index: 0,
-            level: 0,
-            stale: false,
             next_alias: NONE,
             prev_alias: NONE,
             first_watch: NONE,
+            index: 0,
+            level: 0,
+            stale: false,
+            named: false,
         }
+    }
+}
+
+impl Slot for Node {
+    #[inline]
+    fn is_live(&self) -> bool {
+        self.level > 0
     }
 }
 
@@ -96,28 +99,42 @@ impl Node {
     pub(super) fn meaning<Arch: ArchAdapter>(&self) -> EntryMeaning {
         Arch::meaning(self.raw, self.level)
     }
+
+    /// Takes over what the entry is now.
+    #[inline]
+    pub(super) fn update(&mut self, raw: u64) {
+        if raw != self.raw {
+            self.previous = std::mem::replace(&mut self.raw, raw);
+        }
+    }
+
+    /// The entry before its last change.
+    pub(super) fn previous(&self) -> Option<u64> {
+        (self.previous != self.raw).then_some(self.previous)
+    }
 }
 
 /// All trees, and the tables that they run through.
 pub(super) struct Tree<Found> {
     nodes: Slab<Node>,
-    by_path: FastMap<Path, Id>,
+    /// By (parent, table, place in it) the nodes that share their entry with others; a node that has its entry for
+    /// itself is found through its table alone.
+    aliases: HashMap<(Id, Id, u16), Id>,
     pub(super) tables: Tables<Found>,
 }
 
 impl<Found> Default for Tree<Found> {
     fn default() -> Self {
-        Self { nodes: Slab::default(), by_path: FastMap::default(), tables: Tables::default() }
+        Self { nodes: Slab::default(), aliases: HashMap::new(), tables: Tables::default() }
     }
 }
 
 /// Reads an entry; one beyond the guest's memory is as good as none.
 #[inline]
-pub(super) fn read_entry<Driver: VmiRead>(vmi: &VmiCore<Driver>, pa: Pa) -> Result<Option<u64>, VmiError> {
+pub(super) fn read_entry<Driver: VmiRead>(vmi: &VmiCore<Driver>, pa: Pa) -> Result<u64, VmiError> {
     match vmi.read_entry(pa) {
-        Ok(entry) => Ok(Some(entry)),
-        Err(VmiError::OutOfBounds(_)) => Ok(None),
-        Err(error) => Err(error),
+        Err(VmiError::OutOfBounds(_)) => Ok(0),
+        result => result,
     }
 }
 
@@ -130,10 +147,9 @@ where
     let mut table = Driver::Architecture::top_table(ctx.root);
     for level in (1..=vmi.paging_levels()).rev() {
         let at = Pa((table.0 << 12) | u64::from(Driver::Architecture::index(ctx.va, level)) * 8);
-        match read_entry(vmi, at)?.map(|entry| Driver::Architecture::meaning(entry, level)) {
-            Some(EntryMeaning::Table(next)) => table = next,
-            Some(meaning) => return Ok(meaning),
-            None => break,
+        match Driver::Architecture::meaning(read_entry(vmi, at)?, level) {
+            EntryMeaning::Table(next) => table = next,
+            meaning => return Ok(meaning),
         }
     }
     Ok(EntryMeaning::Absent)
@@ -167,25 +183,44 @@ impl<Found: Copy> Tree<Found> {
         self.tables.at(self.nodes.at(id).table).view
     }
 
-    /// The space of a node.
-    fn space(&self, id: Id) -> Space {
-        let (space, place) = self.nodes.at(id).path;
-        Space { top: Gfn(space >> 16), view: View(space as u16), levels: (place >> 3 & 7) as u8 }
-    }
-
     /// The node and those above it, lowest first.
     pub(super) fn upwards(&self, id: Id) -> impl Iterator<Item = Id> + '_ {
-        std::iter::successors(Some(id), |&id| Some(self.nodes.at(id).parent)).take_while(|&id| id != NONE)
+        let parent = |&id: &Id| Some(self.nodes.at(id).parent);
+        std::iter::successors(Some(id), parent).take_while(|&id| self.nodes.get(id).is_some())
     }
 
-    /// The lowest node that there is on the way to an address; `NONE` where there is none.
+    /// The node of an entry that belongs to a parent.
     #[inline]
-    pub(super) fn deepest<Arch: ArchAdapter>(&self, space: Space, va: Va) -> Id {
-        let find = |level| self.by_path.get(&path::<Arch>(space, va, level)).copied();
-        (1..=space.levels).find_map(find).unwrap_or(NONE)
+    fn child(&self, parent: Id, table: Id, index: u16) -> Option<Id> {
+        let head = self.tables.at(table).entries.head(index);
+        let node = self.nodes.get(head)?;
+        if node.parent == parent {
+            return Some(head);
+        }
+        if node.next_alias == NONE {
+            return None;
+        }
+        self.aliases.get(&(parent, table, index)).copied()
+    }
+
+    /// The lowest node that there is on the way to an address.
+    #[inline]
+    pub(super) fn deepest<Arch: ArchAdapter>(&self, space: Space, va: Va) -> Option<Id> {
+        let mut table = self.tables.find(space.top, space.view);
+        let mut here = None;
+        for level in (1..=space.levels).rev() {
+            let Some(child) = self.child(here.unwrap_or(space.above()), table, Arch::index(va, level)) else { break };
+            here = Some(child);
+            match self.at(child).first_child {
+                NONE => break,
+                grandchild => table = self.at(grandchild).table,
+            }
+        }
+        here
     }
 
     /// The highest node, from `lowest` upwards, whose entry means something else than in the books.
+    #[inline]
     pub(super) fn highest_stale<Driver>(&self, vmi: &VmiCore<Driver>, lowest: Id) -> Result<Option<Id>, VmiError>
     where
         Driver: VmiRead,
@@ -194,23 +229,38 @@ impl<Found: Copy> Tree<Found> {
         let mut highest = None;
         for id in self.upwards(lowest) {
             let node = self.at(id);
-            let now = read_entry(vmi, self.entry_pa(id))?.unwrap_or(0);
-            if Driver::Architecture::meaning(now, node.level) != node.meaning::<Driver::Architecture>() {
+            let raw = read_entry(vmi, self.entry_pa(id))?;
+            if raw != node.raw
+                && Driver::Architecture::meaning(raw, node.level) != node.meaning::<Driver::Architecture>()
+            {
                 highest = Some(id);
             }
         }
         Ok(highest)
     }
 
-    /// Goes down from a node (`NONE`: from the top table) to the node at which the walk of an address ends, making
-    /// what is missing on the way. Tables are guarded before they are read.
+    /// The node of an address in its top table; made if it is missing.
     ///
-    /// A table that is not in the guest's memory ends the walk at the entry that names it; for the top table this is
-    /// an error. What was made before an error stays: [`Tree::prune`] takes it away.
+    /// # Errors
+    /// [`VmiError::OutOfBounds`] where the table is not in the guest's memory; those of the driver's.
+    pub(super) fn top<Driver, Guard>(&mut self, vmi: &VmiCore<Driver>, space: Space, va: Va) -> Result<Id, VmiError>
+    where
+        Driver: VmiRead,
+        Driver::Architecture: ArchAdapter,
+        Guard: TableGuard<Driver, Found = Found>,
+    {
+        self.enter::<Driver, Guard>(vmi, space.view, space.above(), space.top, space.levels, va)
+    }
+
+    /// Goes down from a node to the one at which the walk of an address ends, making what is missing on the way. Tables
+    /// are guarded before they are read. A table that is not in the guest's memory ends the walk at the entry that
+    /// names it.
+    ///
+    /// # Errors
+    /// The driver's, with the node that was reached: [`Tree::prune`] takes away what was made before.
     pub(super) fn descend<Driver, Guard>(
         &mut self,
         vmi: &VmiCore<Driver>,
-        space: Space,
         from: Id,
         va: Va,
     ) -> Result<Id, (Id, VmiError)>
@@ -221,30 +271,25 @@ impl<Found: Copy> Tree<Found> {
     {
         let mut here = from;
         loop {
-            let (frame, level) = match self.get(here) {
-                None => (space.top, space.levels),
-                Some(node) => match node.meaning::<Driver::Architecture>() {
-                    EntryMeaning::Table(frame) if node.level > 1 => (frame, node.level - 1),
-                    _ => return Ok(here),
-                },
+            let node = self.at(here);
+            let (frame, level) = match node.meaning::<Driver::Architecture>() {
+                EntryMeaning::Table(frame) if node.level > 1 => (frame, node.level - 1),
+                _ => return Ok(here),
             };
-            let path = path::<Driver::Architecture>(space, va, level);
-            here = match self.by_path.get(&path) {
-                Some(&child) => child,
-                None => match self.enter::<Driver, Guard>(vmi, path, here, frame, level, va) {
-                    Ok(child) => child,
-                    Err(VmiError::OutOfBounds(_)) if here != NONE => return Ok(here),
-                    Err(error) => return Err((here, error)),
-                },
+            let view = self.tables.at(node.table).view;
+            here = match self.enter::<Driver, Guard>(vmi, view, here, frame, level, va) {
+                Ok(child) => child,
+                Err(VmiError::OutOfBounds(_)) => return Ok(here),
+                Err(error) => return Err((here, error)),
             };
         }
     }
 
-    /// Makes the node of an entry.
+    /// The node of an address below a parent; made if it is missing.
     fn enter<Driver, Guard>(
         &mut self,
         vmi: &VmiCore<Driver>,
-        path: Path,
+        view: View,
         parent: Id,
         frame: Gfn,
         level: u8,
@@ -256,34 +301,48 @@ impl<Found: Copy> Tree<Found> {
         Guard: TableGuard<Driver, Found = Found>,
     {
         // A sibling knows the table already.
-        let table = match self.at(parent).first_child {
-            NONE => self.tables.acquire::<Driver, Guard>(vmi, frame, View(path.0 as u16))?,
+        let next_sibling = self.at(parent).first_child;
+        let table = match next_sibling {
+            NONE => self.tables.acquire::<Driver, Guard>(vmi, frame, view)?,
             sibling => self.at(sibling).table,
         };
         let index = Driver::Architecture::index(va, level);
+        if let Some(child) = self.child(parent, table, index) {
+            return Ok(child);
+        }
         let raw = vmi.read_entry(self.tables.at(table).entry_pa(index))?;
-        let next_sibling = self.at(parent).first_child;
-        let node = Node { path, raw, parent, next_sibling, table, index, level, ..Node::default() };
+        let node = Node { raw, previous: raw, parent, next_sibling, table, index, level, ..Node::default() };
         let id = self.nodes.insert(node);
-        self.by_path.insert(path, id);
         let next_alias = self.tables.link(table, index, id);
         if next_alias != NONE {
             self.at_mut(id).next_alias = next_alias;
             self.at_mut(next_alias).prev_alias = id;
+            self.name(next_alias);
+            self.name(id);
         }
         if next_sibling != NONE {
             self.at_mut(next_sibling).prev_sibling = id;
         }
-        if parent != NONE {
+        if self.get(parent).is_some() {
             self.at_mut(parent).first_child = id;
         }
         Ok(id)
     }
 
+    /// Makes a node known by its parent, because it has its entry no longer for itself.
+    fn name(&mut self, id: Id) {
+        let node = self.nodes.at_mut(id);
+        if !std::mem::replace(&mut node.named, true) {
+            self.aliases.insert((node.parent, node.table, node.index), id);
+        }
+    }
+
     /// Takes a node without children and addresses out of the books.
     fn remove(&mut self, id: Id) {
         let Some(node) = self.nodes.remove(id) else { return };
-        self.by_path.remove(&node.path);
+        if node.named {
+            self.aliases.remove(&(node.parent, node.table, node.index));
+        }
         self.tables.unlink(node.table, node.index, node.prev_alias == NONE, node.next_alias);
         if node.next_alias != NONE {
             self.at_mut(node.next_alias).prev_alias = node.prev_alias;
@@ -296,7 +355,7 @@ impl<Found: Copy> Tree<Found> {
         }
         if node.prev_sibling != NONE {
             self.at_mut(node.prev_sibling).next_sibling = node.next_sibling;
-        } else if node.parent != NONE {
+        } else if self.get(node.parent).is_some() {
             self.at_mut(node.parent).first_child = node.next_sibling;
         }
     }
@@ -313,7 +372,7 @@ impl<Found: Copy> Tree<Found> {
         }
     }
 
-    /// Removes everything below a node; answers the heads of the lists of addresses that were attached there.
+    /// Removes everything below a node; answers the first addresses of the lists that were attached there.
     pub(super) fn uproot(&mut self, id: Id) -> Vec<Id> {
         let mut lists = Vec::new();
         while self.at(id).first_child != NONE {
@@ -330,25 +389,10 @@ impl<Found: Copy> Tree<Found> {
         lists
     }
 
-    /// Goes down from a node within its own space, see [`Tree::descend`].
-    pub(super) fn descend_from<Driver, Guard>(
-        &mut self,
-        vmi: &VmiCore<Driver>,
-        from: Id,
-        va: Va,
-    ) -> Result<Id, (Id, VmiError)>
-    where
-        Driver: VmiRead,
-        Driver::Architecture: ArchAdapter,
-        Guard: TableGuard<Driver, Found = Found>,
-    {
-        self.descend::<Driver, Guard>(vmi, self.space(from), from, va)
-    }
-
     /// Forgets all nodes.
     pub(super) fn clear(&mut self) {
         self.nodes = Slab::default();
-        self.by_path.clear();
+        self.aliases.clear();
         self.tables.clear();
     }
 }

@@ -1,9 +1,12 @@
 //! Monitored addresses.
 
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
 use super::{
     event::{PageEntryUpdate, PageTableMonitorEvent},
-    hash::FastMap,
-    slab::{Id, NONE, Slab},
+    slab::{Id, NONE, Slab, Slot},
 };
 use crate::engine::addr::{AddressContext, Pa, View};
 
@@ -26,14 +29,18 @@ pub struct WatchState<Tag> {
     pub changes: u64,
 }
 
+/// No physical address: they have at most 52 bits.
+const UNMAPPED: Pa = Pa(u64::MAX);
+
 pub(super) struct Watch<Tag> {
     pub(super) ctx: AddressContext,
     pub(super) view: View,
     pub(super) references: u32,
     tag: Option<Tag>,
-    pa: Option<Pa>,
+    /// What it maps to, or [`UNMAPPED`].
+    pa: Pa,
     shift: u8,
-    changes: u64,
+    changes: u32,
     /// The node that the address is attached to, and its neighbours there.
     pub(super) node: Id,
     pub(super) next: Id,
@@ -47,7 +54,7 @@ impl<Tag> Default for Watch<Tag> {
             view: View(0),
             references: 0,
             tag: None,
-            pa: None,
+            pa: UNMAPPED,
             shift: 0,
             changes: 0,
             node: NONE,
@@ -57,16 +64,29 @@ impl<Tag> Default for Watch<Tag> {
     }
 }
 
+impl<Tag> Slot for Watch<Tag> {
+    #[inline]
+    fn is_live(&self) -> bool {
+        self.references > 0
+    }
+}
+
 impl<Tag: Copy> Watch<Tag> {
+    /// What it maps to.
+    #[inline]
+    fn pa(&self) -> Option<Pa> {
+        (self.pa != UNMAPPED).then_some(self.pa)
+    }
+
     pub(super) fn state(&self) -> Option<WatchState<Tag>> {
         Some(WatchState {
             ctx: self.ctx,
             view: self.view,
             tag: self.tag?,
             references: self.references,
-            pa: self.pa,
-            page_bytes: if self.pa.is_some() { 1 << self.shift } else { 0 },
-            changes: self.changes,
+            pa: self.pa(),
+            page_bytes: if self.pa == UNMAPPED { 0 } else { 1 << self.shift },
+            changes: self.changes.into(),
         })
     }
 }
@@ -74,13 +94,14 @@ impl<Tag: Copy> Watch<Tag> {
 /// All monitored addresses.
 pub(super) struct Watches<Tag> {
     slab: Slab<Watch<Tag>>,
-    by_address: FastMap<(u64, u64, u16), Id>,
+    by_address: HashTable<Id>,
+    hasher: DefaultHashBuilder,
     paged_in: usize,
 }
 
 impl<Tag> Default for Watches<Tag> {
     fn default() -> Self {
-        Self { slab: Slab::default(), by_address: FastMap::default(), paged_in: 0 }
+        Self { slab: Slab::default(), by_address: HashTable::new(), hasher: DefaultHashBuilder::default(), paged_in: 0 }
     }
 }
 
@@ -98,8 +119,13 @@ impl<Tag: Copy> Watches<Tag> {
         self.paged_in
     }
 
+    #[inline]
     pub(super) fn find(&self, ctx: AddressContext, view: View) -> Option<Id> {
-        self.by_address.get(&key(ctx, view)).copied()
+        let same = |id: &Id| {
+            let watch = self.slab.at(*id);
+            watch.ctx == ctx && watch.view == view
+        };
+        self.by_address.find(self.hasher.hash_one(key(ctx, view)), same).copied()
     }
 
     pub(super) fn at(&self, id: Id) -> &Watch<Tag> {
@@ -116,19 +142,26 @@ impl<Tag: Copy> Watches<Tag> {
 
     /// A new address, not attached to a node yet, with what it maps to at the start.
     pub(super) fn insert(&mut self, ctx: AddressContext, view: View, tag: Tag, maps: Option<(Pa, u8)>) -> Id {
-        let (pa, shift) = maps.map_or((None, 0), |(pa, shift)| (Some(pa), shift));
+        let (pa, shift) = maps.unwrap_or((UNMAPPED, 0));
         let watch = Watch { ctx, view, references: 1, tag: Some(tag), pa, shift, ..Watch::default() };
         let id = self.slab.insert(watch);
-        self.by_address.insert(key(ctx, view), id);
-        self.paged_in += usize::from(pa.is_some());
+        let Self { slab, by_address, hasher, .. } = self;
+        by_address.insert_unique(hasher.hash_one(key(ctx, view)), id, |id| {
+            let watch = slab.at(*id);
+            hasher.hash_one(key(watch.ctx, watch.view))
+        });
+        self.paged_in += usize::from(pa != UNMAPPED);
         id
     }
 
     /// Forgets an address that is attached to no node.
     pub(super) fn remove(&mut self, id: Id) {
         if let Some(watch) = self.slab.remove(id) {
-            self.by_address.remove(&key(watch.ctx, watch.view));
-            self.paged_in -= usize::from(watch.pa.is_some());
+            let hash = self.hasher.hash_one(key(watch.ctx, watch.view));
+            if let Ok(place) = self.by_address.find_entry(hash, |other| *other == id) {
+                place.remove();
+            }
+            self.paged_in -= usize::from(watch.pa != UNMAPPED);
         }
     }
 
@@ -176,15 +209,15 @@ impl<Tag: Copy> Watches<Tag> {
     /// Notes what an address maps to now, and reports the difference.
     pub(super) fn report(&mut self, id: Id, maps: Option<(Pa, u8)>, events: &mut Vec<PageTableMonitorEvent>) {
         let watch = self.slab.at_mut(id);
-        let new = maps.map(|(pa, _)| pa);
-        watch.shift = maps.map_or(0, |(_, shift)| shift);
-        let old = std::mem::replace(&mut watch.pa, new);
+        let old = watch.pa();
+        (watch.pa, watch.shift) = maps.unwrap_or((UNMAPPED, 0));
+        let new = watch.pa();
         if old == new {
             return;
         }
         let (view, ctx) = (watch.view, watch.ctx);
         let update = |pa| PageEntryUpdate { view, ctx, pa };
-        watch.changes += u64::from(old.is_some()) + u64::from(new.is_some());
+        watch.changes = watch.changes.saturating_add(u32::from(old.is_some()) + u32::from(new.is_some()));
         self.paged_in += usize::from(new.is_some());
         self.paged_in -= usize::from(old.is_some());
         events.extend(old.map(|pa| PageTableMonitorEvent::PageOut(update(pa))));
