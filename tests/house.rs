@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The engine's floors from the ground up. A floor imports its own modules and those below it.
 const FLOORS: &[&[&str]] = &[
-    &["addr", "error", "event", "symbols", "snapshot", "command"],
+    &["addr", "error", "event", "symbols", "profile", "snapshot", "command"],
     &["arch"],
     &["driver"],
     &["session"],
@@ -273,7 +273,9 @@ fn places(text: &str) -> Vec<String> {
     for (number, line) in text.lines().enumerate() {
         for name in folders.map(|(a, b)| format!("{a}{b}")) {
             let own = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || "._-}~".contains(c));
-            if line.match_indices(&name).any(|(at, _)| own(at)) {
+            // The bare folder of all homes is nobody's.
+            let deep = |at: usize| !["/ho", "/Us"].contains(&&name[..3]) || line[at + name.len()..].contains('/');
+            if line.match_indices(&name).any(|(at, _)| own(at) && deep(at)) {
                 found.push(format!("{}: {name} is a place on one machine", number + 1));
             }
         }
@@ -415,8 +417,8 @@ fn other_blemishes_are_found() {
 
 #[test]
 fn places_are_found() {
-    let (home, host) = (["/ho", "me/someone"].concat(), ["https://deb.deb", "ian.org/x"].concat());
+    let (home, host) = (["/ho", "me/someone/vm.img"].concat(), ["https://deb.deb", "ian.org/x"].concat());
     assert_eq!(places(&format!("one\nsee {home}")), [["2: /ho", "me/ is a place on one machine"].concat()]);
     assert_eq!(places(&host).len(), 1);
-    assert!(places("docs/home/x, ~/work/y and $x/root/z").is_empty());
+    assert!(places("docs/home/x, /home/q, ~/work/y and $x/root/z").is_empty());
 }
