@@ -9,23 +9,29 @@ pub mod btf;
 mod bytes;
 mod crossview;
 mod current;
+mod detail;
 mod detect;
+mod files;
 pub mod kallsyms;
 mod kernel;
 mod layout;
+mod maps;
+mod modules;
 mod tasks;
 
 use std::sync::Arc;
 
+use indexmap::IndexSet;
+
 use self::{current::PerCpu, kernel::Kernel, layout::Layout};
 use super::{CurrentProcess, ProcessList, VmiOs};
 use crate::engine::{
-    addr::{Pa, Va},
+    addr::{AddressContext, Pa, Va},
     arch::amd64::{Amd64, Amd64Registers},
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{Process, ProcessDetail},
+    snapshot::{Module, Process, ProcessDetail},
     symbols::SymbolTable,
 };
 
@@ -68,6 +74,17 @@ impl LinuxOs {
     /// Whether the kernel keeps page tables of their own for user mode (kernel page-table isolation).
     pub fn is_isolated(&self) -> bool {
         self.isolated
+    }
+
+    /// The loaded modules of the kernel, the one that was loaded last first.
+    ///
+    /// # Errors
+    /// [`VmiError::Os`] where the kernel has no modules; others where the list cannot be read.
+    pub fn kernel_modules<Driver>(&self, core: &VmiCore<Driver>) -> Result<Vec<Module>, VmiError>
+    where
+        Driver: VmiRead<Architecture = Amd64>,
+    {
+        self.kernel(core).kernel_modules()
     }
 
     /// Reads of this kernel's memory.
@@ -114,11 +131,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
 
     fn process_detail(
         &self,
-        _vmi: VmiSession<'_, Driver, Self>,
+        vmi: VmiSession<'_, Driver, Self>,
         process: &Process,
-        _prober: &VmiProber,
+        prober: &VmiProber,
     ) -> Result<ProcessDetail, VmiError> {
-        Ok(ProcessDetail { process: process.clone(), ..ProcessDetail::default() })
+        self.kernel(vmi.core()).detail(process, prober)
     }
 
     /// The calling convention of the kernel (System V AMD64 ABI, section 3.2.3): six registers, then the stack above
@@ -129,5 +146,25 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
             Some(value) => Ok(*value),
             None => vmi.read_u64(Va(gp.rsp) + 8 + u64::from(index - 6) * 8),
         }
+    }
+
+    /// Where the kernel sends the signal of a fault that it could not serve (`kernel/signal.c`).
+    fn fault_refused_at(&self) -> Option<Va> {
+        self.symbols.lookup("force_sig_fault")
+    }
+
+    /// `force_sig_fault(signal, code, address)` in the address space of the fault.
+    fn refused_fault(
+        &self,
+        vmi: VmiState<'_, Driver, Self>,
+        waiting: &IndexSet<AddressContext>,
+    ) -> Result<Option<AddressContext>, VmiError> {
+        let registers = vmi.registers();
+        let root = VmiOs::<Driver>::process_root(self, registers.root());
+        let page = |va: Va| va.0 >> 12;
+        let is_refused = |waiting: &&AddressContext| {
+            VmiOs::<Driver>::process_root(self, waiting.root) == root && page(waiting.va) == page(Va(registers.gp.rdx))
+        };
+        Ok(waiting.iter().find(is_refused).copied())
     }
 }

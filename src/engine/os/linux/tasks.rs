@@ -39,10 +39,10 @@ pub(super) struct TaskRecord {
     pub(super) exit_state: u32,
     next: Va,
     flags: u32,
-    mm: Va,
+    pub(super) mm: Va,
     parent: Va,
-    signal: Va,
-    cred: Va,
+    pub(super) signal: Va,
+    pub(super) cred: Va,
     start_ns: u64,
     kthread: Va,
 }

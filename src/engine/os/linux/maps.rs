@@ -1,0 +1,180 @@
+//! The memory regions of a process (`struct vm_area_struct`).
+//!
+//! Up to Linux 6.0 they are a list, from 6.1 on a maple tree (`lib/maple_tree.c`): nodes of 256 bytes that hold rising
+//! pivots and one more slot than pivots; the low byte of a pointer to a node tells which of two forms it has.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    bytes::u64_at,
+    kernel::Kernel,
+    layout::{MapleNode, Maps, RegionIndex},
+};
+use crate::engine::{
+    addr::Va,
+    arch::amd64::Amd64,
+    driver::VmiRead,
+    snapshot::{Module, Region, clean},
+};
+
+/// Regions that are listed at most.
+const MOST_REGIONS: usize = 8192;
+/// Nodes of the tree that are read at most.
+const MOST_NODES: usize = 4096;
+/// Bytes of a tree's node, to which it is aligned.
+const NODE_BYTES: u64 = 256;
+/// `maple_leaf_64`, `maple_range_64` and `maple_arange_64` in `include/linux/maple_tree.h`.
+const LEAF: u64 = 1;
+const RANGE: u64 = 2;
+const ALLOCATION: u64 = 3;
+
+const VM_READ: u64 = 1;
+const VM_WRITE: u64 = 2;
+const VM_EXEC: u64 = 4;
+/// `VM_MAYSHARE`: what `/proc` shows as shared.
+const VM_SHARED: u64 = 0x80;
+
+/// The regions of a process and the images among them.
+#[derive(Default)]
+pub(super) struct Mappings {
+    pub(super) regions: Vec<Region>,
+    pub(super) modules: Vec<Module>,
+    pub(super) truncated: bool,
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
+    /// The regions of an address space (`struct mm_struct`) in order of address.
+    pub(super) fn mappings(&self, mm: Va) -> Option<Mappings> {
+        let layout = self.os.layout.maps.as_ref()?;
+        let (areas, mut truncated) = match &layout.index {
+            RegionIndex::List { first, next } => self.area_list(mm + *first, *next),
+            RegionIndex::Tree { root, range, allocation } => self.area_tree(mm + *root, *range, *allocation),
+        };
+        let mut names: HashMap<Va, String> = HashMap::new();
+        let mut images: Vec<(Va, Module, bool)> = Vec::new();
+        let mut regions = Vec::new();
+        for area in areas {
+            let number = |offset: u64| self.pointer(area + offset).ok().map(|value| value.0);
+            let fields =
+                (number(layout.vm_start), number(layout.vm_end), number(layout.vm_flags), number(layout.vm_file));
+            let (Some(start), Some(end), Some(flags), Some(file)) = fields else {
+                truncated = true;
+                continue;
+            };
+            let name = if file == 0 {
+                self.area_purpose(layout, mm, area, start, end)
+            } else {
+                let file = Va(file);
+                let name =
+                    names.entry(file).or_insert_with(|| self.file_name(file).unwrap_or_else(|| "?".to_owned())).clone();
+                let runs = flags & VM_EXEC != 0;
+                match images.iter_mut().find(|(known, ..)| *known == file) {
+                    Some((_, image, is_image)) => {
+                        image.size = image.size.max(end.wrapping_sub(image.base.0));
+                        *is_image |= runs;
+                    }
+                    None => {
+                        let image = Module { base: Va(start), size: end.wrapping_sub(start), name: name.clone() };
+                        images.push((file, image, runs));
+                    }
+                }
+                name
+            };
+            let letter = |bit, c| if flags & bit != 0 { c } else { '-' };
+            let protection = [
+                letter(VM_READ, 'r'),
+                letter(VM_WRITE, 'w'),
+                letter(VM_EXEC, 'x'),
+                if flags & VM_SHARED != 0 { 's' } else { 'p' },
+            ];
+            regions.push(Region { start: Va(start), end: Va(end), protection: protection.iter().collect(), name });
+        }
+        let modules = images.into_iter().filter(|(.., is_image)| *is_image).map(|(_, image, _)| image).collect();
+        Some(Mappings { regions, modules, truncated })
+    }
+
+    /// What a region without a file is for, as `/proc/PID/maps` says it.
+    fn area_purpose(&self, layout: &Maps, mm: Va, area: Va, start: u64, end: u64) -> String {
+        let special = || {
+            let special_operations = self.os.symbols.lookup("special_mapping_vmops")?;
+            if self.pointer(area + layout.vm_ops?).ok()? != special_operations {
+                return None;
+            }
+            let mapping = self.pointer(area + layout.vm_private_data?).ok()?;
+            let name = self.pointer(mapping + layout.special_name?).ok()?;
+            self.core.read_string_limited((name, self.os.root), 32).ok()
+        };
+        let known = || {
+            let [heap, heap_end, stack] =
+                layout.heap_and_stack?.map(|offset| self.pointer(mm + offset).map_or(0, |value| value.0));
+            if start <= heap_end && end >= heap {
+                Some("[heap]".to_owned())
+            } else {
+                (start <= stack && stack <= end).then(|| "[stack]".to_owned())
+            }
+        };
+        special().or_else(known).map(|name| clean(&name, 32)).unwrap_or_default()
+    }
+
+    fn area_list(&self, first: Va, next: u64) -> (Vec<Va>, bool) {
+        let mut areas = Vec::new();
+        let mut seen = HashSet::new();
+        let mut at = first;
+        loop {
+            match self.pointer(at) {
+                Ok(area) if area.is_null() => return (areas, false),
+                Ok(area) if areas.len() < MOST_REGIONS && seen.insert(area) => {
+                    areas.push(area);
+                    at = area + next;
+                }
+                _ => return (areas, true),
+            }
+        }
+    }
+
+    fn area_tree(&self, root: Va, range: MapleNode, allocation: MapleNode) -> (Vec<Va>, bool) {
+        let mut areas = Vec::new();
+        let Ok(root) = self.pointer(root) else { return (areas, true) };
+        // A tree without a node holds one entry at index 0: no region is there.
+        if root.0 & 3 != 2 || root.0 <= 4096 {
+            return (areas, false);
+        }
+        let mut bytes = [0; NODE_BYTES as usize];
+        // Depth first, the last pushed first: children go on in reverse, so that addresses rise.
+        let mut nodes = vec![(root.0, u64::MAX)];
+        let mut nodes_read = 0;
+        while let Some((entry, last)) = nodes.pop() {
+            let kind = entry >> 3 & 0xf;
+            let form = match kind {
+                LEAF | RANGE => range,
+                ALLOCATION => allocation,
+                _ => return (areas, true),
+            };
+            nodes_read += 1;
+            let is_read = self.read(Va(entry & !(NODE_BYTES - 1)), &mut bytes).is_ok();
+            if !is_read || nodes_read > MOST_NODES || areas.len() > MOST_REGIONS {
+                return (areas, true);
+            }
+            let pivots = form.slots.saturating_sub(form.pivots) / 8;
+            let children = nodes.len();
+            for i in 0..=pivots.min(NODE_BYTES / 8) {
+                // The last slot ends where the node does; so does one whose pivot was never set.
+                let pivot = (i < pivots).then(|| u64_at(&bytes, (form.pivots + i * 8) as usize)).flatten();
+                let end = pivot.filter(|&pivot| pivot != 0 || i == 0).unwrap_or(last);
+                let slot = u64_at(&bytes, (form.slots + i * 8) as usize).unwrap_or(0);
+                if slot != 0 && kind == LEAF && slot & 3 == 0 {
+                    areas.push(Va(slot));
+                } else if slot != 0 && kind != LEAF {
+                    nodes.push((slot, end));
+                }
+                if end >= last {
+                    break;
+                }
+            }
+            if let Some(children) = nodes.get_mut(children..) {
+                children.reverse();
+            }
+        }
+        (areas, false)
+    }
+}
