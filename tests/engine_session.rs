@@ -607,11 +607,11 @@ impl VmiHandler<FlatDriver, NoOS> for Scribe {
     }
 }
 
+/// How a session ended: a panic, or what `handle` answered.
+type Ended = std::thread::Result<Result<Option<u32>, VmiError>>;
+
 /// The calls of a session with this script, each wait, note and change by name.
-fn session(
-    script: impl IntoIterator<Item = Scripted>,
-    handler: Scribe,
-) -> (std::thread::Result<Result<Option<u32>, VmiError>>, Vec<String>, VmiCore<FlatDriver>) {
+fn session(script: impl IntoIterator<Item = Scripted>, handler: Scribe) -> (Ended, Vec<String>, VmiCore<FlatDriver>) {
     let vmi = core(4);
     vmi.driver().script(script);
     let ended = catch_unwind(AssertUnwindSafe(|| {

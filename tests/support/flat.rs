@@ -84,6 +84,7 @@ impl Call {
 }
 
 /// What a wait for an event answers, in order; when nothing is left, waits time out.
+#[expect(clippy::large_enum_variant, reason = "a handful of them in a test")]
 pub enum Scripted {
     Event(VmiEvent<Amd64>),
     Timeout,

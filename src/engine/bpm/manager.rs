@@ -458,12 +458,11 @@ where
         let Some(pa) = site.pa else { return Ok(()) };
         let (ctx, view, group) = (site.breakpoint.ctx(), site.breakpoint.view(), site.group);
         let places = group.and_then(|group| self.books.group_mut(group)).map(|group| &mut group.places);
-        if let Some((_, sites)) = places.and_then(|places| places.iter_mut().find(|(place, _)| *place == pa)) {
-            if *sites > 1 {
-                *sites -= 1;
-                self.set_armed(id, None);
-                return Ok(());
-            }
+        let others = |&&mut (place, sites): &&mut (Pa, u32)| place == pa && sites > 1;
+        if let Some((_, sites)) = places.and_then(|places| places.iter_mut().find(others)) {
+            *sites -= 1;
+            self.set_armed(id, None);
+            return Ok(());
         }
         self.uninstall(vmi, ctx, pa, view)?;
         self.set_armed(id, None);

@@ -50,10 +50,9 @@ impl TranslationCache {
     }
 
     pub(super) fn forget(&self, page: u64, root: Pa) {
-        if let Some(slot) = self.slot(page, root) {
-            if slot.get().page == page && slot.get().root == root.0 {
-                slot.set(Translation::default());
-            }
+        let slot = self.slot(page, root).filter(|slot| slot.get().page == page && slot.get().root == root.0);
+        if let Some(slot) = slot {
+            slot.set(Translation::default());
         }
     }
 
@@ -110,10 +109,10 @@ impl PageCache {
     }
 
     pub(super) fn forget(&self, gfn: Gfn) {
-        if let Some(page) = self.slots.borrow_mut().get_mut(gfn.0 as usize & (Self::SLOTS - 1)) {
-            if page.gfn == gfn {
-                page.generation = 0;
-            }
+        let mut slots = self.slots.borrow_mut();
+        let page = slots.get_mut(gfn.0 as usize & (Self::SLOTS - 1)).filter(|page| page.gfn == gfn);
+        if let Some(page) = page {
+            page.generation = 0;
         }
     }
 
