@@ -174,10 +174,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.refresh_all(vmi);
         for target in std::mem::take(&mut self.options.breaks) {
             let scope = target.pid.map_or(Scope::Global, Scope::Process);
-            self.add_breakpoint(vmi, target, scope, String::new()).map_err(|error| format!("--break: {error}"))?;
+            let set = self.add_breakpoint(vmi, target, scope, String::new());
+            told(&set);
+            set.map_err(|error| format!("--break: {error}"))?;
         }
         for target in std::mem::take(&mut self.options.watches) {
-            self.add_watch(vmi, target, String::new()).map_err(|error| format!("--watch: {error}"))?;
+            let set = self.add_watch(vmi, target, String::new());
+            told(&set);
+            set.map_err(|error| format!("--watch: {error}"))?;
         }
         self.publish(vmi);
         Ok(())
@@ -238,14 +242,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 }
                 command => {
                     let result = self.apply(vmi, command);
-                    match &result {
-                        Ok(Done::Quiet | Done::Found(..)) => {}
-                        Ok(Done::Said(text)) => tracing::info!("{text}"),
-                        Ok(Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
-                            tracing::info!("{text}");
-                        }
-                        Err(error) => tracing::warn!("{error}"),
-                    }
+                    told(&result);
                     self.publish(vmi);
                     // Nobody waiting for the answer is not an error.
                     let _ = answer.send(result);
@@ -299,6 +296,17 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
         if std::mem::take(&mut self.paused) {
             said("the pause", vmi.core().resume());
         }
+    }
+}
+
+/// Writes an answer to the log.
+fn told(answer: &Answer) {
+    match answer {
+        Ok(Done::Quiet | Done::Found(..)) => {}
+        Ok(Done::Said(text) | Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
+            tracing::info!("{text}");
+        }
+        Err(error) => tracing::warn!("{error}"),
     }
 }
 

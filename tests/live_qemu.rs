@@ -1,0 +1,298 @@
+//! The main job on a real guest: a Linux in QEMU, watched and steered by keys, then left as it was found.
+//!
+//! Every combination of kernel (6.1, 6.12), processor (plain, PTI by Nehalem, LA57 by max) and way in (shared memory
+//! file, nothing but a QMP socket), on two vCPUs.
+
+mod live;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command as Program, Stdio},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
+use live::guest::{Guest, Options};
+use ratatui::{Terminal, backend::TestBackend};
+use vmscope::{
+    app::{
+        event_loop::{Console, Ended, Input, Loop, leave},
+        start::prepare,
+    },
+    engine::{
+        command::{Answer, Command, Engine, Request},
+        driver::qemu::QemuOptions,
+        snapshot::{BreakpointState, ProcessFlag, Snapshot, Status, clean},
+        worker::{StartOptions, start_qemu},
+    },
+};
+
+/// The longest that anything may take before a test gives up; nothing is compared with it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Keys that a test presses.
+struct Fingers(Receiver<Input>);
+
+impl Console for Fingers {
+    fn inputs(&self) -> &Receiver<Input> {
+        &self.0
+    }
+}
+
+/// A dashboard on a screen in memory, at a guest.
+struct Dashboard {
+    engine: Engine,
+    keys: Sender<Input>,
+    news: Receiver<()>,
+    thread: JoinHandle<Result<Ended, String>>,
+}
+
+impl Dashboard {
+    fn open(guest: &Guest, plain: bool, start: StartOptions) -> Self {
+        let options = QemuOptions {
+            qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
+            gdb: (!plain).then(|| format!("unix:{}", guest.gdb_socket().display())),
+            memory: (!plain).then(|| guest.memory_file()),
+            guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
+            ..QemuOptions::default()
+        };
+        let engine = start_qemu(options, start).expect("the guest can be attached to");
+        // The loop takes the engine's pings; a copy of each comes here.
+        let (ping, changed) = bounded(1);
+        let (tell, news) = bounded(1);
+        let pings = engine.changed.clone();
+        thread::spawn(move || {
+            while pings.recv().is_ok() {
+                let _ = ping.try_send(());
+                let _ = tell.try_send(());
+            }
+        });
+        let (keys, inputs) = unbounded();
+        let shown = Engine { changed, ..engine.clone() };
+        let thread = thread::spawn(move || {
+            let mut terminal = Terminal::new(TestBackend::new(160, 50)).expect("a screen in memory");
+            let setup = prepare(None, None, true)?;
+            Loop::new(&mut terminal, &mut Fingers(inputs), shown, setup).run()
+        });
+        Self { engine, keys, news, thread }
+    }
+
+    /// Waits until the snapshot is as wanted.
+    fn wait(&self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let snapshot = self.engine.snapshot.load_full();
+            if wanted(&snapshot) {
+                return snapshot;
+            }
+            let seen = || {
+                format!(
+                    "{:?} {:?}, {:?}, breakpoints {:?}, tables {:?}",
+                    snapshot.status, snapshot.notice, snapshot.counters, *snapshot.breakpoints, *snapshot.page_tables
+                )
+            };
+            assert!(snapshot.status != Status::Lost, "waiting for {what}: the guest was lost: {}", seen());
+            if self.news.recv_deadline(deadline).is_err() {
+                panic!("waited for {what} in vain; last seen: {}", seen());
+            }
+        }
+    }
+
+    fn key(&self, code: KeyCode) {
+        let event = Event::Key(KeyEvent::new(code, KeyModifiers::NONE));
+        self.keys.send(Input::Terminal(event)).expect("the dashboard listens");
+    }
+
+    fn keys(&self, text: &str) {
+        text.chars().for_each(|c| self.key(KeyCode::Char(c)));
+    }
+
+    fn ask(&self, command: Command) -> Answer {
+        let (answer, answered) = bounded(1);
+        self.engine.requests.send(Request { command, answer }).expect("the engine listens");
+        answered.recv_timeout(PATIENCE).expect("an answer")
+    }
+
+    /// Leaves as on SIGTERM.
+    fn close(self) {
+        self.keys.send(Input::Terminate("SIGTERM")).expect("the dashboard listens");
+        let ended = self.thread.join().expect("the loop does not panic");
+        assert_eq!(ended, Ok(Ended::Signal("SIGTERM")));
+        leave(&self.engine).expect("the engine leaves the guest");
+    }
+}
+
+/// The process list equals the guest's own `/proc`.
+fn processes_agree(guest: &mut Guest, dashboard: &Dashboard) {
+    for _ in 0..20 {
+        let before = guest.ps();
+        dashboard.ask(Command::Refresh).expect("a refresh");
+        let snapshot = dashboard.engine.snapshot.load_full();
+        if before != guest.ps() {
+            // Something started or ended meanwhile; that is not the engine's doing.
+            continue;
+        }
+        assert!(!snapshot.processes_truncated);
+        let mut ours: Vec<_> = snapshot.processes.iter().filter(|process| process.pid != 0).collect();
+        ours.sort_by_key(|process| process.pid);
+        let seen: Vec<_> = ours.iter().map(|process| (process.pid as i32, process.ppid as i32)).collect();
+        let real: Vec<_> = before.iter().map(|process| (process.pid, process.ppid)).collect();
+        assert_eq!(seen, real);
+        for (ours, theirs) in ours.iter().zip(&before) {
+            let name = clean(&theirs.name, 64);
+            let kernel = ours.flags.contains(&ProcessFlag::Kernel);
+            // `/proc` adds a worker's current work to its name.
+            assert!(ours.name == name || kernel && name.starts_with(&ours.name), "{} is not {name}", ours.name);
+            assert_eq!(ours.threads, theirs.threads, "{name}");
+            assert_eq!(kernel, ours.root.is_none(), "{name}");
+            assert!(!ours.flags.contains(&ProcessFlag::Hidden), "{name}");
+            assert!(ours.name.chars().all(|c| !c.is_control()));
+        }
+        return;
+    }
+    panic!("the guest's processes never stood still");
+}
+
+fn the_main_job(options: Options) {
+    let plain = options.plain;
+    let Some(mut guest) = Guest::boot(&options) else { return };
+    let sleepers = guest.start("work sleepers 20");
+    let threads = guest.start("work threads 7");
+    let hostile = guest.start("work hostile-name");
+
+    let dashboard = Dashboard::open(&guest, plain, StartOptions::default());
+    let snapshot = dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    assert_eq!(guest.status(), "running", "looking stops nothing");
+    assert_eq!(snapshot.guest.os, "linux");
+    assert_eq!(snapshot.guest.paging_levels, if options.cpu == "max" { 5 } else { 4 });
+    assert_eq!(snapshot.guest.vcpus, 2);
+    assert!(
+        snapshot.guest.version.contains(&format!("Linux {}.", options.kernel)),
+        "{}",
+        snapshot.guest.version
+    );
+    processes_agree(&mut guest, &dashboard);
+    for job in [sleepers, threads, hostile] {
+        guest.end(job);
+    }
+    processes_agree(&mut guest, &dashboard);
+
+    // A breakpoint, by keys; exactly the opens that were made while it was on.
+    let hits = |s: &Snapshot| s.breakpoints.first().map_or(0, |row| row.hits);
+    let state = |s: &Snapshot| s.breakpoints.first().map(|row| row.state);
+    dashboard.keys("2a");
+    dashboard.keys("do_sys_openat2");
+    dashboard.key(KeyCode::Enter);
+    dashboard.wait("an active breakpoint", |s| state(s) == Some(BreakpointState::Active));
+    let said = guest.sh("work open 57");
+    assert!(said.ends_with(" 57\n"), "{said}");
+    let snapshot = dashboard.wait("57 hits", |s| hits(s) >= 57);
+    let row = snapshot.breakpoints.first().expect("the breakpoint");
+    assert_eq!(row.symbol, "do_sys_openat2");
+    assert!(!row.last_hits.is_empty());
+    let pid = row.last_hits.first().and_then(|hit| hit.pid);
+    assert!(pid.is_some());
+    for hit in &row.last_hits {
+        assert_eq!((hit.process.as_str(), hit.pid), ("work", pid));
+        // The first argument is AT_FDCWD.
+        assert_eq!(hit.args.first().map(|&dfd| dfd as i32), Some(-100));
+    }
+    dashboard.key(KeyCode::Char(' '));
+    let snapshot = dashboard.wait("a disabled breakpoint", |s| state(s) == Some(BreakpointState::Disabled));
+    assert_eq!(hits(&snapshot), 57, "none doubled, none lost");
+    guest.sh("work open 31");
+    dashboard.key(KeyCode::Char(' '));
+    let snapshot = dashboard.wait("the breakpoint again", |s| state(s) == Some(BreakpointState::Active));
+    assert_eq!(hits(&snapshot), 57, "none while it was off");
+    guest.sh("work open 5 & work open 6; wait");
+    dashboard.wait("11 more hits on two vCPUs", |s| hits(s) == 68);
+
+    // A page that comes and goes.
+    let map = guest.start("work map");
+    dashboard.keys("3a");
+    dashboard.keys(&format!("0x10000000000@{}", map.pid));
+    dashboard.key(KeyCode::Enter);
+    let table = |s: &Snapshot| s.page_tables.first().map(|row| (row.paged_in, row.changes));
+    dashboard.wait("a monitored address", |s| table(s) == Some((false, 0)));
+    assert_eq!(guest.ask(&map, "map"), "mapped");
+    assert_eq!(guest.ask(&map, "touch"), "touched");
+    let snapshot = dashboard.wait("a page-in", |s| table(s) == Some((true, 1)));
+    assert_eq!(snapshot.page_tables.first().map(|row| row.page_bytes), Some(4096));
+    assert_eq!(guest.ask(&map, "unmap"), "unmapped");
+    let snapshot = dashboard.wait("a page-out", |s| table(s) == Some((false, 2)));
+    assert_eq!((snapshot.counters.page_ins, snapshot.counters.page_outs), (1, 1));
+    guest.end(map);
+
+    // Pause, step, go on.
+    dashboard.keys("p");
+    dashboard.wait("a paused guest", |s| s.status == Status::Paused);
+    assert_ne!(guest.status(), "running");
+    let rip = |s: &Snapshot| s.vcpus.first().map(|vcpu| vcpu.rip);
+    let before = rip(&dashboard.engine.snapshot.load());
+    dashboard.keys("n");
+    dashboard.wait("a step", |s| rip(s) != before);
+    dashboard.keys("p");
+    dashboard.wait("a running guest", |s| s.status == Status::Running);
+
+    // Leaving takes the breakpoint along.
+    dashboard.close();
+    assert_eq!(guest.status(), "running");
+    guest.sh("work open 9");
+    assert_eq!(guest.status(), "running");
+
+    kill_9(&mut guest);
+}
+
+/// A vmscope that is killed at a breakpoint leaves a guest that runs, and none of its breakpoints.
+fn kill_9(guest: &mut Guest) {
+    let log = guest.qmp_socket().with_file_name("log");
+    let made = Program::new("mkfifo").arg(&log).status().expect("mkfifo can be run");
+    assert!(made.success());
+    let mut vmscope = Program::new(env!("CARGO_BIN_EXE_vmscope"))
+        .args(guest.attach_arguments())
+        .args(["--headless", "--break", "do_sys_openat2", "--until", "hits>=100000", "--log-file"])
+        .arg(&log)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("vmscope can be started");
+    let lines = BufReader::new(fs::File::open(&log).expect("the log")).lines();
+    let set = lines.map_while(Result::ok).find(|line| line.contains("breakpoint at do_sys_openat2 is active"));
+    assert!(set.is_some(), "vmscope ended without setting its breakpoint");
+    let job = guest.start("sh -c 'echo ready; work open 100000'");
+    vmscope.kill().expect("kill -9");
+    vmscope.wait().expect("its end");
+    guest.end(job);
+    guest.sh("work open 7");
+    assert_eq!(guest.status(), "running");
+    fs::remove_file(&log).expect("the log's name");
+}
+
+macro_rules! main_job {
+    ($($name:ident: $kernel:literal $cpu:literal $plain:literal;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                the_main_job(Options { kernel: $kernel, cpu: $cpu, plain: $plain, smp: 2, ..Options::default() });
+            }
+        )*
+    };
+}
+
+main_job! {
+    linux_6_1_file: "6.1" "default" false;
+    linux_6_1_plain: "6.1" "default" true;
+    linux_6_1_pti_file: "6.1" "Nehalem" false;
+    linux_6_1_pti_plain: "6.1" "Nehalem" true;
+    linux_6_1_la57_file: "6.1" "max" false;
+    linux_6_1_la57_plain: "6.1" "max" true;
+    linux_6_12_file: "6.12" "default" false;
+    linux_6_12_plain: "6.12" "default" true;
+    linux_6_12_pti_file: "6.12" "Nehalem" false;
+    linux_6_12_pti_plain: "6.12" "Nehalem" true;
+    linux_6_12_la57_file: "6.12" "max" false;
+    linux_6_12_la57_plain: "6.12" "max" true;
+}
