@@ -170,11 +170,7 @@ fn the_main_job(options: Options) {
     assert_eq!(snapshot.guest.os, "linux");
     assert_eq!(snapshot.guest.paging_levels, if options.cpu == "max" { 5 } else { 4 });
     assert_eq!(snapshot.guest.vcpus, 2);
-    assert!(
-        snapshot.guest.version.contains(&format!("Linux {}.", options.kernel)),
-        "{}",
-        snapshot.guest.version
-    );
+    assert!(snapshot.guest.version.contains(&format!("Linux {}.", options.kernel)), "{}", snapshot.guest.version);
     processes_agree(&mut guest, &dashboard);
     for job in [sleepers, threads, hostile] {
         guest.end(job);
