@@ -269,12 +269,13 @@ fn places(text: &str) -> Vec<String> {
     // Written in two halves, or this file would be the first offender.
     let folders = [("/ho", "me/"), ("/ro", "ot/"), ("/Us", "ers/"), ("/wo", "rk/"), ("/fa", "rm/"), ("/tmp", "/vm/")];
     let hosts = [("deb.deb", "ian.org"), ("static.crat", "es.io"), ("index.crat", "es.io"), ("artifact", "registry")];
+    let home = |rest: &str| rest.trim_start_matches(|c: char| c.is_alphanumeric()).starts_with('/');
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         for name in folders.map(|(a, b)| format!("{a}{b}")) {
             let own = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || "._-}~".contains(c));
             // The bare folder of all homes is nobody's.
-            let deep = |at: usize| !["/ho", "/Us"].contains(&&name[..3]) || line[at + name.len()..].contains('/');
+            let deep = |at: usize| !["/ho", "/Us"].contains(&&name[..3]) || home(&line[at + name.len()..]);
             if line.match_indices(&name).any(|(at, _)| own(at) && deep(at)) {
                 found.push(format!("{}: {name} is a place on one machine", number + 1));
             }
