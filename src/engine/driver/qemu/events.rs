@@ -22,6 +22,8 @@ use crate::engine::{
 
 /// How long a step may take before the guest is asked to stop.
 const STEP_TIME: Duration = Duration::from_secs(2);
+/// With several vCPUs at a breakpoint at the same moment, a step of QEMU 7.2 sometimes stops before its instruction.
+const STEP_ATTEMPTS: u32 = 3;
 /// Faulted instructions that are remembered.
 const MOST_RETRIED: usize = 64;
 /// QEMU's bits for a step without interrupts and timers, and for one with them.
@@ -253,7 +255,19 @@ impl Control {
 
     /// Lets one vCPU do one instruction while the others stand.
     fn step_one(&mut self, vcpu: VcpuId, before: &Amd64Registers, bits: u8) -> Result<Stepped, VmiError> {
-        let Some(stub) = &mut self.stub else { return Ok(Stepped::Not) };
+        for _ in 1..STEP_ATTEMPTS {
+            let (stepped, moved) = self.try_step(vcpu, before, bits)?;
+            if moved || matches!(stepped, Stepped::Not | Stepped::Watched) {
+                return Ok(stepped);
+            }
+        }
+        // An instruction that changes nothing: a jump to itself.
+        self.try_step(vcpu, before, bits).map(|(stepped, _)| stepped)
+    }
+
+    /// One try at that, and whether any register has changed.
+    fn try_step(&mut self, vcpu: VcpuId, before: &Amd64Registers, bits: u8) -> Result<(Stepped, bool), VmiError> {
+        let Some(stub) = &mut self.stub else { return Ok((Stepped::Not, false)) };
         let thread = stub.thread(vcpu).ok_or(VmiError::VcpuNotFound(vcpu))?;
         if bits != STEP_QUIETLY {
             stub.set_step_bits(bits)?;
@@ -269,22 +283,23 @@ impl Control {
             stub.set_step_bits(STEP_QUIETLY)?;
         }
         let after = stub.registers(thread)?;
+        let moved = after.gp != before.gp;
         match stop {
             Some(Stop::At { signal: Stop::TRAP, watch, .. }) => {
                 self.note_fault(thread, before, &after)?;
                 let event = watch.and_then(|address| self.watch_event(vcpu, after, Va(address)));
                 if event.is_none() {
-                    return Ok(Stepped::Done);
+                    return Ok((Stepped::Done, moved));
                 }
                 self.pending.extend(event);
-                Ok(Stepped::Watched)
+                Ok((Stepped::Watched, moved))
             }
             Some(Stop::Exited) => Err(VmiError::Lost("QEMU has ended".into())),
             Some(stop @ Stop::At { .. }) => {
                 if in_time {
                     self.stopped(stop)?;
                 }
-                Ok(if after.gp == before.gp { Stepped::Not } else { Stepped::Done })
+                Ok((if moved { Stepped::Done } else { Stepped::Not }, moved))
             }
             None => Err(self.stuck()),
         }
