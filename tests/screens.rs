@@ -2,11 +2,24 @@
 
 #[path = "screens/fixture.rs"]
 mod fixture;
+#[path = "screens/form.rs"]
+mod form;
 
 use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
+use tui_input::Input;
 use vmscope::{
-    engine::snapshot::Snapshot,
-    ui::{self, export, rows, state::UiState, theme::Theme},
+    engine::{
+        command::Subject,
+        snapshot::{BreakpointId, Counters, Snapshot, Status},
+    },
+    ui::{
+        self, export, rows,
+        state::{
+            AddDialog, AddField, Candidate, ColorDepth, Column, Confirm, PaneId, Past, Popup, Purpose, RowKey,
+            Severity, Sort, UiState,
+        },
+        theme::Theme,
+    },
 };
 
 const SIZES: [(u16, u16); 4] = [(40, 12), (80, 24), (120, 40), (240, 67)];
@@ -26,11 +39,231 @@ fn picture(name: &str, buffer: &Buffer, theme: &Theme) {
     }
 }
 
-#[test]
-fn panes() {
-    for size in SIZES {
-        let theme = Theme::default();
-        let buffer = draw(&fixture::snapshot(), &mut fixture::screen(size), &theme);
-        picture(&format!("panes-{}x{}", size.0, size.1), &buffer, &theme);
+/// Popups by name, over the panes that they belong to.
+fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
+    let mut all = Vec::new();
+    let base = || fixture::screen((0, 0));
+    for (name, subject, detail) in fixture::details() {
+        let snapshot = Snapshot { detail: Some(detail.into()), ..fixture::snapshot() };
+        all.push((name, snapshot, UiState { popups: vec![Popup::detail(subject)], ..base() }));
     }
+    let mut with =
+        |name, popup: Popup| all.push((name, fixture::snapshot(), UiState { popups: vec![popup], ..base() }));
+    with("waiting", Popup::detail(Subject::Process(648)));
+    with("event", Popup::Event { event: fixture::events().swap_remove(6), scroll: 0 });
+    with("help", Popup::Help { search: Input::default(), scroll: 0 });
+    with("help-search", Popup::Help { search: "guest run".into(), scroll: 0 });
+    with("palette", Popup::Palette { input: "s".into(), found: vec![7, 9, 0, 8, 10], chosen: 1 });
+    let table = fixture::snapshot().symbols;
+    let candidates = table.complete("nt!NtCre", 8).into_iter();
+    with(
+        "add-breakpoint",
+        Popup::Add(AddDialog {
+            place: "nt!NtCre".into(),
+            candidates: candidates
+                .map(|name| Candidate { name: name.to_owned(), address: table.lookup(name) })
+                .collect(),
+            chosen: Some(1),
+            process: Some((648, "lsass.exe".to_owned())),
+            ..AddDialog::new(Purpose::Breakpoint)
+        }),
+    );
+    with(
+        "add-watch-error",
+        Popup::Add(AddDialog {
+            place: "main@lsass".into(),
+            tag: "heap".into(),
+            field: AddField::Tag,
+            error: Some("'main@lsass': what follows '@' must be a process id, a whole number".to_owned()),
+            ..AddDialog::new(Purpose::Watch)
+        }),
+    );
+    with("sort", Popup::Sort { pane: PaneId::Processes, chosen: 2 });
+    with(
+        "quit",
+        Popup::Confirm(Confirm {
+            title: "Quit?".to_owned(),
+            text: "2 breakpoints are in the guest. They are taken out before vmscope ends; the guest runs on."
+                .to_owned(),
+            yes: "quit".to_owned(),
+            no: "stay".to_owned(),
+            chosen_yes: false,
+        }),
+    );
+    with(
+        "message",
+        Popup::Message {
+            title: "The engine ended".to_owned(),
+            text: "the guest's QMP socket was closed: QEMU has ended.\nStart the guest again and attach anew."
+                .to_owned(),
+            severity: Severity::Error,
+            scroll: 0,
+        },
+    );
+    let mut filtered = UiState {
+        popups: vec![Popup::Filter { pane: PaneId::Processes, input: "svc(".into(), before: String::new() }],
+        ..base()
+    };
+    filtered.focused_mut().filter.set("svc");
+    filtered.focused_mut().filter.set("svc(");
+    all.push(("filter", fixture::snapshot(), filtered));
+    all
+}
+
+/// Screens in states other than the usual one.
+fn states() -> Vec<(&'static str, Snapshot, UiState)> {
+    let base = || fixture::screen((0, 0));
+    let mut tree = UiState { tree: true, zoom: true, ..base() };
+    tree.focused_mut().filter.set("exe");
+    let mut marked = UiState { focus: PaneId::Breakpoints, ..base() };
+    marked.focused_mut().marks = [1, 3].map(|id| RowKey::Breakpoint(BreakpointId(id))).into();
+    marked.focused_mut().sort = Sort { column: Column::Hits, descending: true };
+    let mut none = base();
+    none.focused_mut().filter.set("no such process");
+    let past = Past { behind_ns: 12_300_000_000, status_now: Status::Paused, steps_back: 0, steps_kept: 40 };
+    let mut noticed = base();
+    noticed.notify(Severity::Info, "breakpoint on nt!NtCreateFile set");
+    noticed.notify(Severity::Warning, "storm: nt!KiPageFault hit 12,004 times in a second and was taken out");
+    noticed
+        .notify(Severity::Error, "nt!Missing: this kernel has no such symbol; check the spelling, or give an address");
+    let lost = Snapshot {
+        status: Status::Lost,
+        notice: Some("QEMU closed the connection: the guest has ended; start it again and attach anew".into()),
+        ..fixture::snapshot()
+    };
+    let busy = Snapshot {
+        status: Status::Paused,
+        read_only: true,
+        processes_truncated: true,
+        counters: Counters { dropped: 18_204, ..fixture::snapshot().counters },
+        ..fixture::snapshot()
+    };
+    vec![
+        ("running", fixture::snapshot(), base()),
+        ("attaching", fixture::attaching(), base()),
+        ("empty", Snapshot { status: Status::Running, notice: None, ..fixture::attaching() }, base()),
+        ("lost", lost, base()),
+        ("paused-truncated", busy, base()),
+        ("frozen", fixture::snapshot(), UiState { past: Some(past), ..base() }),
+        ("back", fixture::snapshot(), UiState { past: Some(Past { steps_back: 3, ..past }), ..base() }),
+        ("tree-zoomed", fixture::snapshot(), tree),
+        ("marked-sorted", fixture::snapshot(), marked),
+        ("filtered-away", fixture::snapshot(), none),
+        ("notices", fixture::snapshot(), noticed),
+        ("ascii", fixture::snapshot(), UiState { ascii: true, ..base() }),
+    ]
+}
+
+/// Compares each screen at each size with its kept forms: one file a screen for the text, one for the styles.
+fn compare(group: &str, screens: Vec<(&'static str, Snapshot, UiState)>) {
+    let theme = Theme::default();
+    for (name, snapshot, mut ui) in screens {
+        let (mut text, mut styles) = (String::new(), String::new());
+        for size in SIZES {
+            ui.size = size;
+            let buffer = draw(&snapshot, &mut ui, &theme);
+            picture(&format!("{group}-{name}-{}x{}", size.0, size.1), &buffer, &theme);
+            let heading = format!("== {}x{}\n", size.0, size.1);
+            text += &(heading.clone() + &form::text(&buffer));
+            styles += &(heading + &form::styles(&buffer, &theme));
+        }
+        insta::assert_snapshot!(format!("{group}-{name}-text"), text);
+        insta::assert_snapshot!(format!("{group}-{name}-styles"), styles);
+    }
+}
+
+#[test]
+fn every_state_of_the_screen() {
+    compare("state", states());
+}
+
+#[test]
+fn every_popup() {
+    compare("popup", popups());
+}
+
+/// The other panes show what they have to when they are alone.
+#[test]
+fn every_pane_zoomed() {
+    let zoomed = |focus| UiState { focus, zoom: true, ..fixture::screen((0, 0)) };
+    let named = PaneId::ALL.map(|id| {
+        let name = match id {
+            PaneId::Processes => "processes",
+            PaneId::Breakpoints => "breakpoints",
+            PaneId::Tables => "tables",
+            PaneId::Faults => "faults",
+            PaneId::Events => "events",
+            PaneId::Log => "log",
+        };
+        (name, fixture::snapshot(), zoomed(id))
+    });
+    compare("pane", named.into());
+}
+
+/// Themes change colours, never text.
+#[test]
+fn every_theme_shows_the_same_text() {
+    let mut texts = Vec::new();
+    for name in Theme::names() {
+        let theme = Theme::builtin(name).unwrap();
+        for depth in [ColorDepth::TrueColor, ColorDepth::Ansi256, ColorDepth::Ansi16, ColorDepth::Mono] {
+            let theme = theme.reduced(depth);
+            let mut ui = fixture::screen((100, 30));
+            ui.notify(Severity::Error, "something went wrong");
+            ui.popups.push(Popup::Sort { pane: PaneId::Processes, chosen: 1 });
+            let buffer = draw(&fixture::snapshot(), &mut ui, &theme);
+            picture(&format!("theme-{name}-{depth:?}"), &buffer, &theme);
+            texts.push(export::text(&buffer));
+            if depth == ColorDepth::TrueColor {
+                insta::assert_snapshot!(format!("theme-{name}-styles"), form::styles(&buffer, &theme));
+            }
+        }
+    }
+    texts.dedup();
+    assert_eq!(texts.len(), 1);
+}
+
+/// A selection, a mark and a state can be told apart without any colour.
+#[test]
+fn nothing_is_told_by_colour_alone() {
+    let theme = Theme::builtin("mono").unwrap();
+    let mut ui = UiState { focus: PaneId::Breakpoints, ..fixture::screen((120, 40)) };
+    let text = export::text(&draw(&fixture::snapshot(), &mut ui, &theme));
+    for shown in [
+        "● nt!NtCreateFile",
+        "◐ ntdll!LdrLoadDll",
+        "○ nt!MmAccessFault",
+        "! (no symbol)",
+        "● RUNNING",
+        "○ out",
+        "● in",
+        "▸●",
+    ] {
+        assert!(text.contains(shown), "{shown} in\n{text}");
+    }
+}
+
+#[test]
+fn ascii_mode_draws_ascii_only() {
+    for (_, snapshot, mut ui) in states().into_iter().chain(popups()) {
+        ui.ascii = true;
+        ui.size = (120, 40);
+        let text = export::text(&draw(&snapshot, &mut ui, &Theme::default()));
+        let other: Vec<char> = text.chars().filter(|c| !c.is_ascii()).collect();
+        assert!(other.is_empty(), "{other:?} in\n{text}");
+    }
+}
+
+#[test]
+fn a_picture_has_the_size_of_its_cells_and_the_colours_of_its_theme() {
+    let light = Theme::builtin("light").unwrap();
+    let buffer = draw(&fixture::snapshot(), &mut fixture::screen((80, 24)), &light);
+    let svg = export::svg(&buffer, &light);
+    assert!(svg.starts_with("<svg ") && svg.contains(r#"width="732" height="468""#), "{}", &svg[..200]);
+    assert!(svg.contains(r##"fill="#fbfcfd""##), "the theme's background");
+    assert!(!svg.contains("@font-face") && !svg.contains("data:"), "nothing is embedded");
+    let png = export::png(&buffer, &light).unwrap();
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    assert_eq!(&png[16..24], [0, 0, 2, 220, 0, 0, 1, 212], "732 by 468 pixels");
+    assert_eq!(png, export::png(&buffer, &light).unwrap(), "the same screen, the same bytes");
 }

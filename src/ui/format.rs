@@ -59,7 +59,7 @@ pub fn size(bytes: u64) -> String {
 pub fn memory(bytes: u64) -> String {
     match bytes {
         b if b >= 1 << 30 && b.is_multiple_of(1 << 30) => format!("{} GiB", b >> 30),
-        b if b >= 1 << 20 => format!("{} MiB", b >> 20),
+        b if b >= 64 << 20 || (b >= 1 << 20 && b.is_multiple_of(1 << 20)) => format!("{} MiB", b >> 20),
         b if b >= 1 << 10 => format!("{} KiB", b >> 10),
         b => format!("{b} B"),
     }
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!([count(0), count(999), count(1_204), count(1_234_567)], ["0", "999", "1,204", "1,234,567"]);
         assert_eq!([short_count(999), short_count(1_240), short_count(48_000)], ["999", "1.2k", "48k"]);
         assert_eq!([size(4096), size(2 << 20), size(1 << 30), size(0)], ["4K", "2M", "1G", "-"]);
-        assert_eq!([memory(512 << 20), memory(4 << 30)], ["512 MiB", "4 GiB"]);
+        assert_eq!([memory(512 << 20), memory(4 << 30), memory(2016 << 10)], ["512 MiB", "4 GiB", "2016 KiB"]);
         assert_eq!([span(12_000_000_000), span(11_264_000_000_000)], ["0:12", "3:07:44"]);
         assert_eq!(
             [age(830_000), age(12_000_000), age(4_200_000_000), age(187_000_000_000)],

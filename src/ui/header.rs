@@ -37,6 +37,9 @@ impl Part {
     }
 }
 
+/// Rank of the program's name.
+const BRAND: u8 = 5;
+
 /// Draws the header.
 pub(super) fn draw(pen: &mut Pen<'_>, area: Rect, snapshot: &Snapshot, ui: &UiState) {
     if area.is_empty() {
@@ -44,8 +47,10 @@ pub(super) fn draw(pen: &mut Pen<'_>, area: Rect, snapshot: &Snapshot, ui: &UiSt
     }
     pen.tint(area, pen.theme.header);
     let mut parts = parts(snapshot, ui, pen.theme, pen.glyphs);
-    let total = |parts: &[Part]| parts.iter().map(|part| part.width() + 2).fold(0, u16::saturating_add);
-    while total(&parts) > area.width + 2 {
+    // The name brings its own blank at the left edge.
+    let indent = |parts: &[Part]| u16::from(parts.first().is_none_or(|part| part.rank != BRAND));
+    let total = |parts: &[Part]| parts.iter().map(|part| part.width() + 2).fold(indent(parts), u16::saturating_add);
+    while total(&parts) > area.width.saturating_add(2) {
         // Of equal ranks the one furthest to the right goes.
         let last = (0..parts.len()).rev().max_by_key(|&i| parts.get(i).map_or(0, |part| part.rank));
         match last {
@@ -53,7 +58,7 @@ pub(super) fn draw(pen: &mut Pen<'_>, area: Rect, snapshot: &Snapshot, ui: &UiSt
             _ => break,
         };
     }
-    let mut rest = area;
+    let mut rest = super::popups::rest(area, indent(&parts));
     for part in parts {
         let used = pen.line(rest, &Line::from(part.spans)) + 2;
         rest = Rect { x: rest.x + used.min(rest.width), width: rest.width.saturating_sub(used), ..rest };
@@ -64,7 +69,7 @@ fn parts(snapshot: &Snapshot, ui: &UiState, theme: &Theme, glyphs: &Glyphs) -> V
     let guest = &snapshot.guest;
     let on_bar = |style: Style| Style { bg: theme.header.bg, ..style };
     let muted = on_bar(theme.muted);
-    let mut parts = vec![Part::new(5, " vmscope ", theme.brand)];
+    let mut parts = vec![Part::new(BRAND, " vmscope ", theme.brand)];
     let name = if guest.name.is_empty() { "no guest yet" } else { &guest.name };
     let mut what = format!("{}: {name}", if snapshot.driver.is_empty() { "guest" } else { snapshot.driver });
     if snapshot.driver == guest.name {

@@ -33,10 +33,15 @@ fn fit_to_show(text: &str, width: usize) -> Cow<'_, str> {
     }
 }
 
-/// Columns that a text takes.
+/// Columns that a text takes; more than fit on any screen count as 16384, so that sums of a few stay within bounds.
 pub(super) fn width(text: &str) -> u16 {
     let columns = if text.is_ascii() { text.len() } else { text.width() };
-    columns.min(usize::from(u16::MAX)) as u16
+    columns.min(16_384) as u16
+}
+
+/// A number of lines as a height.
+pub(super) fn height(lines: usize) -> u16 {
+    lines.min(16_384) as u16
 }
 
 impl Pen<'_> {

@@ -17,7 +17,7 @@ fn process(pid: u32, ppid: u32, name: &str, threads: u32, flags: &[ProcessFlag])
         name: name.to_owned(),
         root: (!kernel || pid == 4).then_some(Pa(0x1a_5000 + u64::from(pid) * 0x1000)),
         threads,
-        start_ns: u64::from(pid) * SECOND / 8,
+        start_ns: u64::from(pid) * SECOND / 64,
         uid: None,
         flags: flags.to_vec(),
         object: Va(0xffff_e001_0000_0000 + u64::from(pid) * 0x80),

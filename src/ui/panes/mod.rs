@@ -30,9 +30,9 @@ use super::{
     layout::{PaneParts, pane_parts},
     pen::{Pen, width, wrap},
     rows::{self, ColumnSpec, RowRef, Rows},
-    state::{Column, PaneId, PaneState, UiState},
+    state::{Column, PaneId, PaneState, Popup, UiState},
 };
-use crate::engine::snapshot::Snapshot;
+use crate::engine::snapshot::{Snapshot, Status};
 
 /// What a cell of a row shows.
 struct Cell<'a> {
@@ -52,7 +52,9 @@ pub(super) fn draw(pen: &mut Pen<'_>, id: PaneId, area: Rect, snapshot: &Snapsho
         return;
     }
     let parts = pane_parts(area);
-    let focused = ui.focus == id;
+    // Under a popup no pane has the keys.
+    let covered = ui.popups.iter().any(|popup| !matches!(popup, Popup::Filter { .. }));
+    let focused = ui.focus == id && !covered;
     if parts.boxed {
         let border = if focused { pen.theme.border_focused } else { pen.theme.border };
         pen.frame(area, border);
@@ -107,13 +109,13 @@ fn title(
     if pane.id == PaneId::Processes && ui.tree {
         states.push(("tree".to_owned(), theme.muted));
     }
-    if pane.id == PaneId::Events && pane.follow && ui.past.is_none() {
+    if pane.id == PaneId::Events && pane.follow && ui.past.is_none() && list.total() > 0 {
         states.push(("following".to_owned(), theme.muted));
     }
     if pane.id == PaneId::Events && snapshot.counters.dropped > 0 {
         states.push((format!("{} dropped", super::format::short_count(snapshot.counters.dropped)), theme.pending));
     }
-    if ui.zoom && focused {
+    if ui.zoom {
         states.push(("zoomed".to_owned(), theme.muted));
     }
     while states.iter().map(|(text, _)| width(text) + 2).sum::<u16>() > rest.width {
@@ -227,6 +229,8 @@ fn fit(pane: PaneId, list: &Rows, room: u16) -> Vec<Placed> {
     let shown = |spec: &&ColumnSpec| spec.rank != ColumnSpec::SORT_ONLY && !list.tally().empty.contains(&spec.id);
     let mut columns: Vec<ColumnSpec> = rows::columns(pane).iter().filter(shown).copied().collect();
     let needed = |columns: &[ColumnSpec]| columns.iter().map(|c| c.width + 1).sum::<u16>().saturating_sub(1);
+    // More room than this is of no use, and products of it stay within bounds.
+    let room = room.min(4096);
     while needed(&columns) > room {
         let weakest = columns.iter().enumerate().max_by_key(|(_, column)| column.rank);
         match weakest {
@@ -314,6 +318,7 @@ fn empty(pen: &mut Pen<'_>, area: Rect, snapshot: &Snapshot, ui: &UiState, pane:
     } else {
         match pane.id {
             PaneId::Processes => processes::empty(snapshot),
+            _ if snapshot.status == Status::Attaching => "Comes when the guest is there.".to_owned(),
             PaneId::Breakpoints => breakpoints::empty(snapshot, ui),
             PaneId::Tables => tables::empty(snapshot, ui),
             PaneId::Faults => faults::empty(snapshot, ui),

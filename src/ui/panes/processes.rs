@@ -60,9 +60,10 @@ fn name<'a>(process: &'a Process, pen: &Pen<'_>, ui: &UiState, row: RowRef) -> C
     if !ui.tree || row.depth == 0 {
         return Cow::Borrowed(name);
     }
-    let [child, last, _] = pen.glyphs.tree;
+    let [child, last, past] = pen.glyphs.tree;
+    let lines: String = (1..row.depth).map(|depth| if row.lines >> depth & 1 == 1 { past } else { "  " }).collect();
     let branch = if row.last { last } else { child };
-    Cow::Owned(format!("{}{branch}{name}", "  ".repeat(usize::from(row.depth - 1))))
+    Cow::Owned(format!("{lines}{branch}{name}"))
 }
 
 pub(super) fn empty(snapshot: &Snapshot) -> String {

@@ -18,13 +18,13 @@ use ratatui::{
 };
 use tui_input::Input;
 
-use super::{help::rest, open};
+use super::{open, rest};
 use crate::{
     engine::snapshot::Scope,
     ui::{
         format,
         layout::centered,
-        pen::{Pen, width, wrap},
+        pen::{Pen, height, width, wrap},
         rows,
         state::{AddDialog, AddField, Confirm, PaneId, Purpose, UiState},
     },
@@ -71,13 +71,12 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
     let errors = dialog.error.as_deref().map_or_else(Vec::new, |error| wrap(error, box_width.saturating_sub(4)));
     let candidates = dialog.candidates.len().min(CANDIDATES);
     let fields = dialog.purpose.fields();
-    let height = fields.len() + candidates + errors.len() + 4;
-    let area = centered(screen, box_width, height as u16);
+    let area = centered(screen, box_width, height(fields.len() + candidates + errors.len() + 4));
     let inside = open(pen, area, title);
     let mut y = inside.y;
     let mut next = |lines: usize| {
         let line = Rect { y, height: u16::from(y < inside.bottom()), ..inside };
-        y = y.saturating_add(lines as u16);
+        y = y.saturating_add(height(lines));
         line
     };
     for &field in fields {
@@ -107,7 +106,9 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
                         pen.tint(row, theme.selected);
                         pen.text(row, &pen.glyphs.selected.to_string(), theme.key);
                     }
-                    let address = candidate.address.map_or_else(String::new, |va| format::Address(va.0).to_string());
+                    // A name is worth more than its address.
+                    let address = candidate.address.filter(|_| row.width >= 50);
+                    let address = address.map_or_else(String::new, |va| format::Address(va.0).to_string());
                     let room = Rect { width: row.width.saturating_sub(width(&address) + 1), ..row };
                     pen.text(rest(room, 2), &candidate.name, theme.symbol);
                     pen.right(row, &address, theme.address);
@@ -164,7 +165,7 @@ fn keys(pen: &mut Pen<'_>, area: Rect, keys: &[(&str, &str)]) {
 
 pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, chosen: usize) {
     let columns = rows::columns(pane);
-    let area = centered(screen, 34, columns.len() as u16 + 4);
+    let area = centered(screen, 34, height(columns.len()) + 4);
     let inside = open(pen, area, &format!("Sort {}", pane.title()));
     let order = ui.pane(pane).sort;
     let list = Rect { height: inside.height.saturating_sub(2).max(inside.height.min(1)), ..inside };
@@ -191,7 +192,7 @@ pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, 
 pub(super) fn confirm(pen: &mut Pen<'_>, screen: Rect, question: &Confirm) {
     let columns = 60.min(screen.width);
     let text = wrap(&question.text, columns.saturating_sub(4));
-    let area = centered(screen, columns, text.len() as u16 + 4);
+    let area = centered(screen, columns, height(text.len()) + 4);
     let inside = open(pen, area, &question.title);
     let room = inside.height.saturating_sub(1);
     for (y, line) in (inside.top()..inside.top() + room).zip(&text) {

@@ -14,10 +14,10 @@ use ratatui::{
 };
 use tui_input::Input;
 
-use super::{dialogs, inner, open};
+use super::{dialogs, inner, open, rest};
 use crate::ui::{
     layout::centered,
-    pen::{Pen, width},
+    pen::{Pen, height, width},
     state::{KeyHint, UiState},
     theme::Theme,
 };
@@ -103,7 +103,7 @@ fn lines<'a>(ui: &'a UiState, search: &str, theme: &Theme, columns: u16) -> Vec<
 
 /// The palette: what was typed, and the actions that match.
 pub(super) fn palette(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &Input, found: &[usize], chosen: usize) {
-    let rows = (found.len().max(1) as u16).min(12);
+    let rows = height(found.len().clamp(1, 12));
     let wanted = Rect { height: screen.height.min(20), ..screen };
     let area = centered(wanted, 76, rows + 4);
     let inside = open(pen, area, "Do what?");
@@ -114,8 +114,7 @@ pub(super) fn palette(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &In
     if found.is_empty() {
         pen.text(list, "No action has a name like this.", pen.theme.muted);
     }
-    let height = usize::from(list.height);
-    let first = crate::ui::rows::offset(0, chosen, found.len(), height);
+    let first = crate::ui::rows::offset(0, chosen, found.len(), usize::from(list.height));
     let hints = found.iter().enumerate().skip(first).filter_map(|(nth, &index)| Some((nth, ui.help.get(index)?)));
     for (y, (nth, hint)) in (list.top()..list.bottom()).zip(hints) {
         let row = Rect { y, height: 1, ..list };
@@ -138,10 +137,4 @@ pub(super) fn palette(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &In
     }
     let column = Rect { x: area.right().saturating_sub(1), width: 1, ..list };
     pen.scrollbar(column, first, found.len());
-}
-
-/// What is left of a line behind its first `used` columns.
-pub(super) fn rest(area: Rect, used: u16) -> Rect {
-    let used = used.min(area.width);
-    Rect { x: area.x + used, width: area.width - used, ..area }
 }

@@ -232,3 +232,9 @@ fn lines(pen: &mut Pen<'_>, area: Rect, inner: Rect, sheet: &Sheet, scroll: usiz
         pen.scrollbar(column, first, total);
     }
 }
+
+/// What is left of a line behind its first `used` columns.
+pub(super) fn rest(area: Rect, used: u16) -> Rect {
+    let used = used.min(area.width);
+    Rect { x: area.x + used, width: area.width - used, ..area }
+}

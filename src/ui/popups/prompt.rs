@@ -7,7 +7,7 @@
 use ratatui::layout::Rect;
 use tui_input::Input;
 
-use super::{dialogs, help::rest};
+use super::{dialogs, rest};
 use crate::ui::{
     pen::{Pen, width},
     state::{PaneId, UiState},

@@ -34,6 +34,8 @@ const BITS: &[(u32, &str)] = &[
 ];
 /// Bits 12 to 51: where the entry points to.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Fewer columns than this have no room for an entry and its flags side by side.
+const NARROW: u16 = 72;
 
 pub(super) fn sheet(desk: &Desk<'_>, table: &Table) -> Sheet {
     let theme = desk.theme;
@@ -81,22 +83,32 @@ pub(super) fn levels(sheet: &mut Sheet, desk: &Desk<'_>, va: Va, walk: &[WalkEnt
         sheet.text("The page tables cannot be read.", theme.missing);
         return;
     }
+    // Where there is no room beside an entry, its flags go below it.
+    let narrow = desk.columns < NARROW;
     let heading = |text, columns| column(text, columns, theme.label);
-    sheet.line(vec![
-        heading("LEVEL", 5),
-        heading("INDEX", 5),
-        column_right("AT", 10, theme.label),
-        heading("ENTRY", 17),
-        heading("FLAGS", 5),
-    ]);
+    let mut line = vec![heading("LEVEL", 5), heading("INDEX", 5)];
+    if !narrow {
+        line.push(column_right("AT", 10, theme.label));
+    }
+    line.push(heading("ENTRY", 17));
+    if !narrow {
+        line.push(heading("FLAGS", 5));
+    }
+    sheet.line(line);
     for entry in walk {
         let changed = entry.previous.map_or(0, |previous| previous ^ entry.entry);
         let mut line = vec![
             column(entry.level, 5, theme.section),
             column(&index(entry.level, va).map_or_else(String::new, |i| format!("{i:03x}")), 5, theme.muted),
-            column_right(&format!("{:x}", entry.entry_pa.0), 10, theme.muted),
         ];
+        if !narrow {
+            line.push(column_right(&format!("{:x}", entry.entry_pa.0), 10, theme.muted));
+        }
         digits(&mut line, desk, entry.entry, changed);
+        if narrow {
+            sheet.line(std::mem::take(&mut line));
+            line.push(Span::raw("      "));
+        }
         if entry.flags.is_empty() {
             line.push(Span::styled("not present", theme.missing));
         } else {
@@ -109,8 +121,13 @@ pub(super) fn levels(sheet: &mut Sheet, desk: &Desk<'_>, va: Va, walk: &[WalkEnt
         }
         sheet.line(line);
         if let Some(previous) = entry.previous.filter(|_| changed != 0) {
-            let mut line = vec![Span::raw(" ".repeat(12)), column_right("was", 10, theme.label)];
+            let before = if narrow { 0 } else { 12 };
+            let mut line = vec![Span::raw(" ".repeat(before)), column_right("was", 10, theme.label)];
             digits(&mut line, desk, previous, 0);
+            if narrow {
+                sheet.line(std::mem::take(&mut line));
+                line.push(Span::raw("      "));
+            }
             line.push(Span::styled(changes(entry.entry, changed), theme.here));
             sheet.line(line);
         }

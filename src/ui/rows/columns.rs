@@ -54,7 +54,7 @@ const PROCESSES: &[ColumnSpec] = &[
 
 const BREAKPOINTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "", "state", 1, 0),
-    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 12, 0).grow(4, 56),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 18, 0).grow(4, 56),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 3).right(),
     ColumnSpec::new(Column::Scope, "SCOPE", "scope", 6, 5),
     ColumnSpec::new(Column::View, "VIEW", "view", 4, 8).right(),
@@ -87,7 +87,7 @@ const FAULTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::Root, "ROOT", "root", 9, 6).right(),
     ColumnSpec::new(Column::Attempts, "TRY", "attempts", 3, 3).right(),
     ColumnSpec::new(Column::Time, "AGE", "age", 6, 1).right(),
-    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 10, 2).grow(2, 32),
+    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 16, 2).grow(2, 32),
     ColumnSpec::new(Column::Note, "NOTE", "note", 16, 5).grow(4, 200),
     ColumnSpec::new(Column::Seq, "", "asked", 0, ColumnSpec::SORT_ONLY),
 ];

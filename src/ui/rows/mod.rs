@@ -32,6 +32,8 @@ pub struct RowRef {
     pub depth: u16,
     /// Whether it is the last child of its parent in the tree.
     pub last: bool,
+    /// Bit *n* is set when the line of a parent at depth *n* goes on past this row.
+    pub lines: u64,
 }
 
 /// A filtered and sorted list of a pane, and what it was made of.
@@ -209,7 +211,7 @@ pub fn offset(wanted: usize, selected: usize, total: usize, height: usize) -> us
         return wanted.min(total.saturating_sub(1));
     }
     let wanted = wanted.min(total.saturating_sub(height));
-    wanted.clamp((selected + 1).saturating_sub(height), selected)
+    wanted.clamp(selected.saturating_add(1).saturating_sub(height), selected)
 }
 
 #[cfg(test)]
