@@ -5,6 +5,7 @@
 //! bounded, strings are cleaned before they leave.
 
 pub mod linux;
+pub mod windows;
 
 use std::sync::Arc;
 

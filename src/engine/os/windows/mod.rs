@@ -1,0 +1,258 @@
+//! Windows: what a 64-bit Windows kernel keeps in guest memory, read with the facts of a profile.
+//!
+//! `find` locates the kernel's image from the CPU; `list` walks `PsActiveProcessHead` and compares it with
+//! `PspCidTable`; `detail` reads threads, address space, modules and command line of one process. Everything is bounded:
+//! a list may be cyclic, a length absurd, a tree endless. Imports the session and below. Start at [`WindowsOs::detect`].
+
+mod detail;
+mod find;
+mod list;
+
+use std::sync::Arc;
+
+use indexmap::IndexSet;
+
+use super::{CurrentProcess, ProcessList, VmiOs};
+pub use crate::engine::profile::Profile;
+use crate::engine::{
+    addr::{AccessContext, AddressContext, Pa, Va},
+    arch::{
+        Registers,
+        amd64::{Amd64, Amd64Registers},
+    },
+    driver::VmiRead,
+    error::VmiError,
+    session::{VmiCore, VmiProber, VmiSession, VmiState},
+    snapshot::{Process, ProcessDetail, clean},
+    symbols::SymbolTable,
+};
+
+macro_rules! offsets {
+    ($($name:ident: $of:literal . $field:literal,)*) => {
+        /// Where the fields lie that this layer reads, in bytes from their structure's start.
+        #[derive(Clone, Copy, Debug)]
+        struct Offsets {
+            $($name: u64,)*
+        }
+
+        impl Offsets {
+            fn new(profile: &Profile) -> Result<Self, VmiError> {
+                Ok(Self { $($name: profile.field($of, $field)?,)* })
+            }
+        }
+    };
+}
+
+offsets! {
+    object_type: "_DISPATCHER_HEADER"."Type",
+    directory_table_base: "_KPROCESS"."DirectoryTableBase",
+    pid: "_EPROCESS"."UniqueProcessId",
+    links: "_EPROCESS"."ActiveProcessLinks",
+    create_time: "_EPROCESS"."CreateTime",
+    exit_time: "_EPROCESS"."ExitTime",
+    parent: "_EPROCESS"."InheritedFromUniqueProcessId",
+    peb: "_EPROCESS"."Peb",
+    wow64: "_EPROCESS"."WoW64Process",
+    image_file_name: "_EPROCESS"."ImageFileName",
+    thread_list: "_EPROCESS"."ThreadListHead",
+    active_threads: "_EPROCESS"."ActiveThreads",
+    vad_root: "_EPROCESS"."VadRoot",
+    apc_state: "_KTHREAD"."ApcState",
+    apc_process: "_KAPC_STATE"."Process",
+    thread_state: "_KTHREAD"."State",
+    cid: "_ETHREAD"."Cid",
+    cid_thread: "_CLIENT_ID"."UniqueThread",
+    thread_links: "_ETHREAD"."ThreadListEntry",
+    start_address: "_ETHREAD"."Win32StartAddress",
+    prcb: "_KPCR"."Prcb",
+    current_thread: "_KPRCB"."CurrentThread",
+    ldr: "_PEB"."Ldr",
+    parameters: "_PEB"."ProcessParameters",
+    command_line: "_RTL_USER_PROCESS_PARAMETERS"."CommandLine",
+    string_buffer: "_UNICODE_STRING"."Buffer",
+    modules: "_PEB_LDR_DATA"."InLoadOrderModuleList",
+    module_links: "_LDR_DATA_TABLE_ENTRY"."InLoadOrderLinks",
+    module_base: "_LDR_DATA_TABLE_ENTRY"."DllBase",
+    module_size: "_LDR_DATA_TABLE_ENTRY"."SizeOfImage",
+    module_name: "_LDR_DATA_TABLE_ENTRY"."BaseDllName",
+    table_code: "_HANDLE_TABLE"."TableCode",
+    vad_left: "_RTL_BALANCED_NODE"."Left",
+    vad_right: "_RTL_BALANCED_NODE"."Right",
+    vad_start: "_MMVAD_SHORT"."StartingVpn",
+    vad_end: "_MMVAD_SHORT"."EndingVpn",
+    vad_start_high: "_MMVAD_SHORT"."StartingVpnHigh",
+    vad_end_high: "_MMVAD_SHORT"."EndingVpnHigh",
+    vad_flags: "_MMVAD_SHORT"."u",
+    record_code: "_EXCEPTION_RECORD"."ExceptionCode",
+    record_information: "_EXCEPTION_RECORD"."ExceptionInformation",
+}
+
+/// STATUS_ACCESS_VIOLATION and STATUS_IN_PAGE_ERROR: what an access to a page that will not come is answered with.
+const REFUSALS: [u32; 2] = [0xc000_0005, 0xc000_0006];
+
+/// A Windows guest.
+#[derive(Debug)]
+pub struct WindowsOs {
+    offsets: Offsets,
+    base: Va,
+    root: Pa,
+    version: String,
+    symbols: Arc<SymbolTable>,
+    process_head: Va,
+    cid_table: Va,
+    boot_time: u64,
+    refused_at: Option<Va>,
+}
+
+impl WindowsOs {
+    /// Finds the kernel from the registers of a vCPU and checks that the profile is for it. Tells the core how many
+    /// levels the page tables have.
+    ///
+    /// # Errors
+    /// [`VmiError::Os`] when there is no Windows kernel (yet), when it is of another build than the profile, or when
+    /// the profile lacks a fact; others when guest memory cannot be read.
+    pub fn detect<Driver>(
+        core: &VmiCore<Driver>,
+        registers: &Amd64Registers,
+        profile: Profile,
+    ) -> Result<Self, VmiError>
+    where
+        Driver: VmiRead<Architecture = Amd64>,
+    {
+        core.set_paging_levels(registers.paging_levels());
+        let offsets = Offsets::new(&profile)?;
+        let base = find::kernel_base(core, registers)?;
+        let at = |name: &str| profile.symbol(name).map(|rva| base + rva);
+        let here = |va: Va| AddressContext { va, root: registers.root() };
+        let build = core.read_u32(here(at("NtBuildNumber")?))? & 0xffff;
+        if build != profile.build {
+            return Err(VmiError::os(format!(
+                "the Windows kernel at {base} does not match the profile for build {} (it says build {build}): give \
+                 the profile of its own build with --profile",
+                profile.build
+            )));
+        }
+        let system = core.read_va64(here(at("PsInitialSystemProcess")?))?;
+        let root = Pa(core.read_u64(here(system + offsets.directory_table_base))? & 0x000f_ffff_ffff_f000);
+        let lab = core.read_string_limited(here(at("NtBuildLab")?), 64)?;
+        Ok(Self {
+            base,
+            root,
+            version: format!("Windows 10 build {}", clean(&lab, 64)),
+            symbols: Arc::new(SymbolTable::new(
+                profile.symbols().map(|(name, rva)| (format!("nt!{name}"), base + rva)),
+            )),
+            process_head: at("PsActiveProcessHead")?,
+            cid_table: at("PspCidTable")?,
+            boot_time: core.read_u64(here(at("KeBootTime")?))?,
+            refused_at: at("KiDispatchException").ok(),
+            offsets,
+        })
+    }
+
+    /// An address of the kernel, in the address space that has all of it.
+    fn kernel(&self, va: Va) -> AccessContext {
+        AccessContext::Paging(AddressContext { va, root: self.root })
+    }
+
+    /// A process object's short name, cleaned.
+    fn name<Driver>(&self, core: &VmiCore<Driver>, object: Va) -> Result<String, VmiError>
+    where
+        Driver: VmiRead<Architecture = Amd64>,
+    {
+        let name = core.read_string_limited(self.kernel(object + self.offsets.image_file_name), 15)?;
+        Ok(clean(&name, 15))
+    }
+}
+
+impl<Driver> VmiOs<Driver> for WindowsOs
+where
+    Driver: VmiRead<Architecture = Amd64>,
+{
+    fn name(&self) -> &'static str {
+        "windows"
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn kernel_image_base(&self) -> Va {
+        self.base
+    }
+
+    fn kernel_root(&self) -> Pa {
+        self.root
+    }
+
+    fn symbols(&self) -> &Arc<SymbolTable> {
+        &self.symbols
+    }
+
+    fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {
+        self.list(vmi.core())
+    }
+
+    fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
+        let o = &self.offsets;
+        let core = vmi.core();
+        // SWAPGS exchanges the two bases on the way in and out; the kernel's is the one in its half.
+        let registers = vmi.registers();
+        let bases = [registers.gs.base, registers.kernel_gs_base];
+        let Some(pcr) = bases.into_iter().find(|base| base >> 63 != 0) else { return Ok(None) };
+        let thread = core.read_va64(self.kernel(Va(pcr) + o.prcb + o.current_thread))?;
+        if thread.is_null() {
+            return Ok(None);
+        }
+        // The process whose address space the thread is attached to.
+        let object = core.read_va64(self.kernel(thread + o.apc_state + o.apc_process))?;
+        Ok(Some(CurrentProcess {
+            pid: core.read_u64(self.kernel(object + o.pid))? as u32,
+            tid: core.read_u64(self.kernel(thread + o.cid + o.cid_thread))? as u32,
+            name: self.name(core, object)?,
+            object,
+        }))
+    }
+
+    fn process_detail(
+        &self,
+        vmi: VmiSession<'_, Driver, Self>,
+        process: &Process,
+        prober: &VmiProber,
+    ) -> Result<ProcessDetail, VmiError> {
+        self.detail(vmi.core(), process, prober)
+    }
+
+    /// By the Windows x64 calling convention.
+    fn function_argument(&self, vmi: VmiState<'_, Driver, Self>, index: u32) -> Result<u64, VmiError> {
+        let gp = &vmi.registers().gp;
+        match index {
+            0 => Ok(gp.rcx),
+            1 => Ok(gp.rdx),
+            2 => Ok(gp.r8),
+            3 => Ok(gp.r9),
+            // The return address and the home space of the first four come before the others.
+            _ => vmi.read_u64(Va(gp.rsp) + 0x28 + 8 * u64::from(index - 4)),
+        }
+    }
+
+    fn fault_refused_at(&self) -> Option<Va> {
+        self.refused_at
+    }
+
+    /// `KiDispatchException(PEXCEPTION_RECORD, …)`: the second word of an access violation's record is the address.
+    fn refused_fault(
+        &self,
+        vmi: VmiState<'_, Driver, Self>,
+        waiting: &IndexSet<AddressContext>,
+    ) -> Result<Option<AddressContext>, VmiError> {
+        let record = Va(vmi.registers().gp.rcx);
+        if !REFUSALS.contains(&vmi.read_u32(record + self.offsets.record_code)?) {
+            return Ok(None);
+        }
+        let address = vmi.read_u64(record + self.offsets.record_information + 8)?;
+        let root = vmi.registers().translation_root(Va(address));
+        let same_page = |ctx: &&AddressContext| ctx.root == root && ctx.va.0 >> 12 == address >> 12;
+        Ok(waiting.iter().find(same_page).copied())
+    }
+}
