@@ -13,7 +13,7 @@ use vmscope::{
     cli::{Cli, Demo, Guest, Qemu},
     engine::{
         command::Engine,
-        driver::qemu::QemuOptions,
+        driver::qemu::{self, QemuOptions},
         worker::{self, StartOptions},
     },
 };
@@ -23,6 +23,9 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
+    if let Some(Guest::Guardian(guardian)) = &cli.guest {
+        return qemu::guardian::main(&guardian.arguments);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err((why, status)) => {
@@ -64,7 +67,7 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
     match cli.guest.clone() {
         None => start_demo(Demo::default(), options),
         Some(Guest::Demo(demo)) => start_demo(demo, options),
-        Some(Guest::Guardian(_)) => Err("the guardian is started by vmscope itself, not by hand".into()),
+        Some(Guest::Guardian(_)) => Err("a guardian watches no guest".into()),
         Some(Guest::Qemu(Qemu { qmp, pid, gdb, memory, .. })) => {
             worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, ..QemuOptions::default() }, options)
         }
