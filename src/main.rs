@@ -14,7 +14,7 @@ use vmscope::{
     engine::{
         command::Engine,
         driver::qemu::{self, QemuOptions},
-        worker::{self, StartOptions},
+        worker::{self, DemoOptions, StartOptions},
     },
 };
 
@@ -74,8 +74,9 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
     }
 }
 
-fn start_demo(_: Demo, _: StartOptions) -> Result<Engine, String> {
-    Err("the built-in guest is still being assembled; use vmscope qemu".into())
+fn start_demo(demo: Demo, options: StartOptions) -> Result<Engine, String> {
+    let demo = DemoOptions { seed: demo.seed, processes: demo.processes, lock_step: demo.ticks.is_some() };
+    worker::start_demo(demo, options)
 }
 
 /// What a headless run is to do.

@@ -1,6 +1,6 @@
 //! The engine's thread: it owns driver, session and monitor; commands go in, snapshots come out.
 //!
-//! [`start_qemu`] opens the guest and hand back the screen's end. A guest that cannot be opened is an
+//! [`start_demo`] and [`start_qemu`] open the guest and hand back the screen's end. A guest that cannot be opened is an
 //! error of these functions, so that no screen comes up for it; whatever ends the engine later is a state that the last
 //! snapshot shows. This is the only place that knows all drivers.
 
@@ -23,13 +23,14 @@ use super::{
     command::{Command, Done, Engine, Target},
     driver::{
         qemu::{QemuDriver, QemuOptions},
-        sim::SimDriver,
+        sim::{SimDriver, SimOptions},
     },
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
     faults::{InjectFaults, WaitForGuest},
     monitor::{Channels, Monitor, MonitorOptions, Platform, second_level},
-    os::{VmiOs, linux::LinuxOs},
+    os::{VmiOs, linux::LinuxOs, windows::WindowsOs},
+    profile::Profile,
     ptm::{Unguarded, WriteProtect},
     session::{VmiCore, VmiSession},
     snapshot::{Guest, SCHEMA, Snapshot, Status},
@@ -51,6 +52,17 @@ pub struct StartOptions {
     pub watches: Vec<Target>,
     /// A file of facts on the guest's kernel, where they cannot be found in it.
     pub profile: Option<PathBuf>,
+}
+
+/// The built-in guest.
+#[derive(Clone, Debug)]
+pub struct DemoOptions {
+    /// Everything that happens in it follows from this number.
+    pub seed: u64,
+    /// How many processes it starts with; `None` is what its model has.
+    pub processes: Option<u32>,
+    /// Whether it runs in virtual time, as far as [`Command::Advance`] says.
+    pub lock_step: bool,
 }
 
 impl Platform for SimDriver {
@@ -119,10 +131,40 @@ impl Platform for QemuDriver {
     }
 }
 
-/// Attaches to a QEMU guest and starts an engine on it.
+/// Starts the built-in guest and its engine.
 ///
 /// # Errors
 /// One sentence: what was tried, why it failed, what to do.
+pub fn start_demo(demo: DemoOptions, start: StartOptions) -> Result<Engine, String> {
+    let profile = match &start.profile {
+        Some(path) => {
+            Profile::parse(&read_profile(path)?).map_err(|error| format!("profile {}: {error}", path.display()))?
+        }
+        None => Profile::builtin().map_err(|error| error.to_string())?,
+    };
+    let model = SimOptions::default();
+    let options = SimOptions {
+        seed: demo.seed,
+        processes: demo.processes.map_or(model.processes, |processes| processes as usize),
+        real_time: !demo.lock_step,
+        read_only: start.read_only,
+        ..model
+    };
+    spawn(
+        start,
+        demo.lock_step,
+        move || SimDriver::new(options),
+        move |core| {
+            let registers = core.registers(VcpuId(0))?;
+            WindowsOs::detect(core, &registers, profile.clone())
+        },
+    )
+}
+
+/// Attaches to a QEMU guest and starts an engine on it.
+///
+/// # Errors
+/// As [`start_demo`].
 pub fn start_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Engine, String> {
     let profile = start.profile.as_deref().map(read_profile).transpose()?;
     let qemu = QemuOptions { read_only: start.read_only, ..qemu };
