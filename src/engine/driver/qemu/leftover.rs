@@ -19,6 +19,7 @@ use crate::engine::error::VmiError;
 
 const PREFIX: &str = "vmscope-qemu-";
 const STATE: &str = "state.json";
+const CLAIMED: &str = "state.claimed";
 /// The largest state file that is read.
 const LARGEST_STATE: u64 = 64 << 10;
 
@@ -165,23 +166,31 @@ pub fn repair_all(qmp: &mut Qmp, qemu: Option<(u32, u64)>, address: &str) -> Res
             if !state.is_dead() || !(is_this || qemu_has_ended) || !claim(&folder) {
                 continue;
             }
-            if is_this {
-                let outcome = repair(qmp, &folder, &state);
-                notices.push(match outcome {
-                    Ok(()) => format!(
-                        "a vmscope that had died (process {}) had left its marks on this guest: they were taken out{}",
-                        state.owner.0,
-                        if state.leave_paused { "" } else { ", and the guest runs" }
-                    ),
-                    Err(lost @ VmiError::Lost(_)) => return Err(lost),
-                    Err(error) => format!(
-                        "a vmscope that had died (process {}) has left its marks on this guest, and they could not be \
-                         taken out: {error}",
-                        state.owner.0
-                    ),
-                });
+            if !is_this {
+                remove(&folder);
+                continue;
             }
-            remove(&folder);
+            let owner = state.owner.0;
+            match repair(qmp, &folder, &state) {
+                Ok(()) => {
+                    remove(&folder);
+                    let runs = if state.leave_paused { "" } else { ", and the guest runs" };
+                    notices.push(format!(
+                        "a vmscope that died (process {owner}) had left breakpoints or a pause in this guest: they were \
+                         taken out{runs}"
+                    ));
+                }
+                Err(error) => {
+                    unclaim(&folder);
+                    if let VmiError::Lost(_) = error {
+                        return Err(error);
+                    }
+                    notices.push(format!(
+                        "a vmscope that died (process {owner}) has left breakpoints or a pause in this guest, and they \
+                         could not be taken out: {error}"
+                    ));
+                }
+            }
         }
     }
     Ok(notices)
@@ -209,7 +218,7 @@ pub fn repair_one(folder: &Path, patience: std::time::Duration) -> Result<(), Vm
     if let Some(qmp) = &mut qmp
         && claim(folder)
     {
-        repair(qmp, folder, &state)?;
+        repair(qmp, folder, &state).inspect_err(|_| unclaim(folder))?;
     }
     remove(folder);
     Ok(())
@@ -217,14 +226,21 @@ pub fn repair_one(folder: &Path, patience: std::time::Duration) -> Result<(), Vm
 
 /// Of several who want to repair, one gets the state.
 fn claim(folder: &Path) -> bool {
-    fs::rename(folder.join(STATE), folder.join("state.claimed")).is_ok()
+    fs::rename(folder.join(STATE), folder.join(CLAIMED)).is_ok()
+}
+
+/// The next session may have more luck.
+fn unclaim(folder: &Path) {
+    let _ = fs::rename(folder.join(CLAIMED), folder.join(STATE));
 }
 
 fn repair(qmp: &mut Qmp, folder: &Path, state: &State) -> Result<(), VmiError> {
     let mut freed = Ok(());
     if let Some(stub) = &state.stub {
         let address = if state.stub_is_ours {
-            // Started anew, whatever has become of the old one; breakpoints are QEMU's, not the stub's.
+            // Started anew, whatever has become of the old one, which has to end first; breakpoints are QEMU's and outlive
+            // their stub.
+            stop_stub(qmp)?;
             let socket = folder.join("stub").join("gdb");
             start_stub(qmp, &socket)?;
             Address::Unix(socket)
