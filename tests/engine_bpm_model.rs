@@ -588,7 +588,7 @@ impl Model {
 }
 
 fn operations() -> u64 {
-    std::env::var("VMSCOPE_OPS").ok().and_then(|text| text.parse().ok()).unwrap_or(40_000)
+    std::env::var("VMSCOPE_OPS").ok().and_then(|text| text.parse().ok()).unwrap_or(34_000)
 }
 
 #[test]

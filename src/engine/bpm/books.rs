@@ -5,14 +5,12 @@
 //! several keys and views form a list), another from a virtual address to its groups. Lookups so touch one small table
 //! and the record itself.
 
-use std::hash::BuildHasher;
-
 use hashbrown::{
-    DefaultHashBuilder, HashTable,
+    HashTable,
     hash_table::{Entry, OccupiedEntry},
 };
 
-use super::{Breakpoint, KeyType, TagType};
+use super::{Breakpoint, KeyType, TagType, near::NearHasher};
 use crate::engine::addr::{AddressContext, Pa, Va, View};
 
 /// The place of a record in its slab.
@@ -65,8 +63,9 @@ impl<T> Slab<T> {
 
 /// A record that is in a list of those with the same index key.
 trait Listed {
-    type IndexKey: Copy + Eq + std::hash::Hash;
+    type IndexKey: Copy + Eq;
     fn index_key(&self) -> Self::IndexKey;
+    fn hash(key: Self::IndexKey, hasher: &NearHasher) -> u64;
     fn next(&self) -> Option<Id>;
     fn set_next(&mut self, next: Option<Id>);
 }
@@ -74,26 +73,26 @@ trait Listed {
 /// Lists of records by their index key: a table of list heads.
 struct Index {
     heads: HashTable<Id>,
-    hasher: DefaultHashBuilder,
+    hasher: NearHasher,
 }
 
 impl Index {
     fn new() -> Self {
-        Self { heads: HashTable::new(), hasher: DefaultHashBuilder::default() }
+        Self { heads: HashTable::new(), hasher: NearHasher::default() }
     }
 
     #[inline]
     fn head<T: Listed>(&self, slab: &Slab<T>, key: T::IndexKey) -> Option<Id> {
         let same = |&id: &Id| slab.get(id).is_some_and(|record| record.index_key() == key);
-        self.heads.find(self.hasher.hash_one(key), same).copied()
+        self.heads.find(T::hash(key, &self.hasher), same).copied()
     }
 
     /// Puts a record at the head of its list.
     fn link<T: Listed>(&mut self, slab: &mut Slab<T>, id: Id) {
         let Some(key) = slab.get(id).map(T::index_key) else { return };
-        let hash_of = |&id: &Id| slab.get(id).map_or(0, |record| self.hasher.hash_one(record.index_key()));
+        let hash_of = |&id: &Id| slab.get(id).map_or(0, |record| T::hash(record.index_key(), &self.hasher));
         let same = |&id: &Id| slab.get(id).is_some_and(|record| record.index_key() == key);
-        let next = match self.heads.entry(self.hasher.hash_one(key), same, hash_of) {
+        let next = match self.heads.entry(T::hash(key, &self.hasher), same, hash_of) {
             Entry::Occupied(mut entry) => Some(std::mem::replace(entry.get_mut(), id)),
             Entry::Vacant(entry) => {
                 entry.insert(id);
@@ -109,7 +108,7 @@ impl Index {
     fn unlink<T: Listed>(&mut self, slab: &mut Slab<T>, id: Id) {
         let Some((key, next)) = slab.get(id).map(|record| (record.index_key(), record.next())) else { return };
         let same = |&id: &Id| slab.get(id).is_some_and(|record| record.index_key() == key);
-        let Ok(mut entry) = self.heads.find_entry(self.hasher.hash_one(key), same) else { return };
+        let Ok(mut entry) = self.heads.find_entry(T::hash(key, &self.hasher), same) else { return };
         if *entry.get() == id {
             match next {
                 Some(next) => *entry.get_mut() = next,
@@ -151,6 +150,10 @@ impl<Key, Tag> Listed for Site<Key, Tag> {
     fn index_key(&self) -> AddressContext {
         self.breakpoint.ctx()
     }
+    #[inline]
+    fn hash(AddressContext { va, root }: AddressContext, hasher: &NearHasher) -> u64 {
+        hasher.hash((root, va.0 & 0xfff), va.0 >> 12)
+    }
     fn next(&self) -> Option<Id> {
         self.next
     }
@@ -174,6 +177,10 @@ impl<Key, Tag> Listed for Group<Key, Tag> {
     type IndexKey = Va;
     fn index_key(&self) -> Va {
         self.breakpoint.ctx().va
+    }
+    #[inline]
+    fn hash(va: Va, hasher: &NearHasher) -> u64 {
+        hasher.hash(va.0 & 0xfff, va.0 >> 12)
     }
     fn next(&self) -> Option<Id> {
         self.next

@@ -2,8 +2,9 @@
 
 use std::marker::PhantomData;
 
-use hashbrown::{HashMap, hash_map::Entry};
+use hashbrown::{HashTable, hash_table::Entry};
 
+use super::near::NearHasher;
 use crate::engine::{
     addr::{Gfn, Pa, View},
     arch::Architecture,
@@ -26,9 +27,20 @@ struct Point {
 
 /// A shadow page.
 struct Shadow {
+    view: View,
+    /// The guest's frame.
+    gfn: Gfn,
+    /// The frame that the view shows instead.
     frame: Gfn,
     /// Sorted by offset.
     points: Vec<Point>,
+}
+
+impl Shadow {
+    #[inline]
+    fn is(&self, view: View, gfn: Gfn) -> bool {
+        self.view == view && self.gfn == gfn
+    }
 }
 
 /// Shadow pages by (view, frame), and the breakpoints in each.
@@ -37,11 +49,14 @@ struct Shadow {
 /// the guest could see. Frames that are no longer shown are kept for the next page and refreshed then;
 /// [`Interceptor::free_all`] gives them back.
 pub struct Interceptor<Driver: VmiDriver> {
-    shadows: HashMap<(View, Gfn), Shadow>,
+    shadows: HashTable<Shadow>,
+    hasher: NearHasher,
     /// Frames that no view shows, and the emptied lists that came with them.
-    spare: Vec<Shadow>,
+    spare: Vec<(Gfn, Vec<Point>)>,
     /// Every view that has or had shadows.
     views: Vec<View>,
+    /// Where pages are put together.
+    page: Box<[u8; 4096]>,
     driver: PhantomData<fn() -> Driver>,
 }
 
@@ -58,7 +73,14 @@ impl<Driver: VmiDriver> Interceptor<Driver> {
     /// No shadow pages yet.
     pub fn new() -> Self {
         const { Self::FITS };
-        Self { shadows: HashMap::new(), spare: Vec::new(), views: Vec::new(), driver: PhantomData }
+        Self {
+            shadows: HashTable::new(),
+            hasher: NearHasher::default(),
+            spare: Vec::new(),
+            views: Vec::new(),
+            page: Box::new([0; 4096]),
+            driver: PhantomData,
+        }
     }
 
     /// How many shadow pages are shown.
@@ -73,15 +95,19 @@ impl<Driver: VmiDriver> Interceptor<Driver> {
 
     /// The frame shown instead of `gfn` in a view.
     pub fn shadow(&self, view: View, gfn: Gfn) -> Option<Gfn> {
-        Some(self.shadows.get(&(view, gfn))?.frame)
+        Some(self.find(view, gfn)?.frame)
     }
 
     /// The guest's bytes under a breakpoint.
     pub fn saved_bytes(&self, view: View, pa: Pa) -> Option<&[u8]> {
-        let shadow = self.shadows.get(&(view, Driver::Architecture::gfn_from_pa(pa)))?;
+        let shadow = self.find(view, Driver::Architecture::gfn_from_pa(pa))?;
         let offset = Driver::Architecture::pa_offset(pa) as u16;
         let at = shadow.points.binary_search_by_key(&offset, |point| point.offset).ok()?;
         shadow.points.get(at)?.saved.get(..Self::BREAKPOINT.len())
+    }
+
+    fn find(&self, view: View, gfn: Gfn) -> Option<&Shadow> {
+        self.shadows.find(self.hasher.hash(view, gfn.0), |shadow| shadow.is(view, gfn))
     }
 
     /// Whether a breakpoint may lie at this place of a list.
@@ -95,10 +121,12 @@ impl<Driver: VmiDriver> Interceptor<Driver> {
     }
 }
 
-/// Part of a page, by offset.
-fn part(page: &mut [u8; 4096], offset: u16, length: usize) -> Option<&mut [u8]> {
+/// Puts a breakpoint into a page and saves what was there.
+fn patch(page: &mut [u8; 4096], offset: u16, breakpoint: &[u8], saved: &mut [u8; MAX_BREAKPOINT]) {
     let from = usize::from(offset);
-    page.get_mut(from..from.checked_add(length)?)
+    for ((byte, saved), new) in page.iter_mut().skip(from).zip(saved).zip(breakpoint) {
+        *saved = std::mem::replace(byte, *new);
+    }
 }
 
 impl<Driver> Interceptor<Driver>
@@ -116,9 +144,11 @@ where
             return Err(VmiError::Invalid(format!("a breakpoint at {pa} would run past its page")));
         }
         let (gfn, offset) = (Driver::Architecture::gfn_from_pa(pa), offset as u16);
-        let entry = match self.shadows.entry((view, gfn)) {
+        let hash_of = |shadow: &Shadow| self.hasher.hash(shadow.view, shadow.gfn.0);
+        let hash = self.hasher.hash(view, gfn.0);
+        let entry = match self.shadows.entry(hash, |shadow| shadow.is(view, gfn), hash_of) {
             Entry::Occupied(entry) => {
-                let Shadow { frame, points } = entry.into_mut();
+                let Shadow { frame, points, .. } = entry.into_mut();
                 match points.binary_search_by_key(&offset, |point| point.offset) {
                     Ok(at) => points[at].references += 1,
                     Err(at) => {
@@ -134,19 +164,17 @@ where
             Entry::Vacant(entry) => entry,
         };
 
-        let mut shadow = match self.spare.pop() {
-            Some(shadow) => shadow,
-            None => Shadow { frame: vmi.allocate_gfn()?, points: Vec::new() },
+        let (frame, mut points) = match self.spare.pop() {
+            Some(spare) => spare,
+            None => (vmi.allocate_gfn()?, Vec::new()),
         };
         let mut point = Point { offset, references: 1, saved: [0; MAX_BREAKPOINT] };
-        let shown = show(vmi, &mut point, gfn, shadow.frame, view);
-        if let Err(error) = shown {
-            self.spare.push(shadow);
+        if let Err(error) = show(vmi, &mut point, &mut self.page, gfn, frame, view) {
+            self.spare.push((frame, points));
             return Err(error);
         }
-        let frame = shadow.frame;
-        shadow.points.push(point);
-        entry.insert(shadow);
+        points.push(point);
+        entry.insert(Shadow { view, gfn, frame, points });
         if !self.views.contains(&view) {
             self.views.push(view);
         }
@@ -160,8 +188,9 @@ where
     /// As the driver failed; the breakpoint is still there then. A view that is gone is no error.
     pub fn remove_breakpoint(&mut self, vmi: &VmiCore<Driver>, pa: Pa, view: View) -> Result<Option<bool>, VmiError> {
         let (gfn, offset) = (Driver::Architecture::gfn_from_pa(pa), Driver::Architecture::pa_offset(pa) as u16);
-        let Entry::Occupied(mut entry) = self.shadows.entry((view, gfn)) else { return Ok(None) };
-        let Shadow { frame, points } = entry.get_mut();
+        let found = self.shadows.find_entry(self.hasher.hash(view, gfn.0), |shadow| shadow.is(view, gfn));
+        let Ok(mut entry) = found else { return Ok(None) };
+        let Shadow { frame, points, .. } = entry.get_mut();
         let Ok(at) = points.binary_search_by_key(&offset, |point| point.offset) else { return Ok(None) };
         let last = points.len() == 1;
         let point = &mut points[at];
@@ -176,9 +205,9 @@ where
         }
         hide(vmi, view, gfn)?;
         // Nothing shows the frame any more, and it is copied anew before anything does again: its bytes can stay.
-        let mut shadow = entry.remove();
-        shadow.points.clear();
-        self.spare.push(shadow);
+        let (Shadow { frame, mut points, .. }, _) = entry.remove();
+        points.clear();
+        self.spare.push((frame, points));
         Ok(Some(true))
     }
 
@@ -188,31 +217,25 @@ where
     /// # Errors
     /// As the driver failed; the shadow is as before then.
     pub fn guest_wrote(&mut self, vmi: &VmiCore<Driver>, gfn: Gfn) -> Result<bool, VmiError> {
-        let mut page = None;
+        let mut known = false;
         for &view in &self.views {
-            let Some(shadow) = self.shadows.get_mut(&(view, gfn)) else { continue };
-            let original = match &mut page {
-                Some(page) => page,
-                page => {
-                    let mut bytes = [0; 4096];
-                    vmi.driver().read_page(gfn, &mut bytes)?;
-                    page.insert(bytes)
-                }
-            };
-            let mut patched = *original;
+            let hash = self.hasher.hash(view, gfn.0);
+            let Some(shadow) = self.shadows.find_mut(hash, |shadow| shadow.is(view, gfn)) else { continue };
+            known = true;
+            // Read for each view: there are few, and a page that changes in between is told again.
+            vmi.driver().read_page(gfn, &mut self.page)?;
+            let mut saved = Vec::with_capacity(shadow.points.len());
             for point in &shadow.points {
-                if let Some(bytes) = part(&mut patched, point.offset, Self::BREAKPOINT.len()) {
-                    bytes.copy_from_slice(Self::BREAKPOINT);
-                }
+                let mut bytes = [0; MAX_BREAKPOINT];
+                patch(&mut self.page, point.offset, Self::BREAKPOINT, &mut bytes);
+                saved.push(bytes);
             }
-            write_frame(vmi, shadow.frame, 0, &patched)?;
-            for point in &mut shadow.points {
-                if let Some(bytes) = part(original, point.offset, Self::BREAKPOINT.len()) {
-                    point.saved[..bytes.len()].copy_from_slice(bytes);
-                }
+            write_frame(vmi, shadow.frame, 0, self.page.as_slice())?;
+            for (point, saved) in shadow.points.iter_mut().zip(saved) {
+                point.saved = saved;
             }
         }
-        Ok(page.is_some())
+        Ok(known)
     }
 
     /// Hides every shadow page that is still shown and gives all frames back.
@@ -222,9 +245,9 @@ where
     pub fn free_all(&mut self, vmi: &VmiCore<Driver>) -> Result<(), VmiError> {
         let mut result = Ok(());
         let mut spare = std::mem::take(&mut self.spare);
-        self.shadows.retain(|&(view, gfn), shadow| match hide(vmi, view, gfn) {
+        self.shadows.retain(|shadow| match hide(vmi, shadow.view, shadow.gfn) {
             Ok(()) => {
-                spare.push(Shadow { frame: shadow.frame, points: Vec::new() });
+                spare.push((shadow.frame, Vec::new()));
                 false
             }
             Err(error) => {
@@ -232,10 +255,10 @@ where
                 true
             }
         });
-        for shadow in spare {
-            if let Err(error) = vmi.free_gfn(shadow.frame) {
+        for (frame, points) in spare {
+            if let Err(error) = vmi.free_gfn(frame) {
                 keep_first(&mut result, error);
-                self.spare.push(shadow);
+                self.spare.push((frame, points));
             }
         }
         result
@@ -249,18 +272,20 @@ fn keep_first(result: &mut Result<(), VmiError>, error: VmiError) {
 }
 
 /// Copies a page into a shadow frame with one breakpoint in it and shows that instead.
-fn show<Driver>(vmi: &VmiCore<Driver>, point: &mut Point, gfn: Gfn, frame: Gfn, view: View) -> Result<(), VmiError>
+fn show<Driver>(
+    vmi: &VmiCore<Driver>,
+    point: &mut Point,
+    page: &mut [u8; 4096],
+    gfn: Gfn,
+    frame: Gfn,
+    view: View,
+) -> Result<(), VmiError>
 where
     Driver: VmiMemory + VmiViewControl,
 {
-    let breakpoint = Driver::Architecture::BREAKPOINT;
-    let mut page = [0; 4096];
-    vmi.driver().read_page(gfn, &mut page)?;
-    if let Some(bytes) = part(&mut page, point.offset, breakpoint.len()) {
-        point.saved[..breakpoint.len()].copy_from_slice(bytes);
-        bytes.copy_from_slice(breakpoint);
-    }
-    write_frame(vmi, frame, 0, &page)?;
+    vmi.driver().read_page(gfn, page)?;
+    patch(page, point.offset, Driver::Architecture::BREAKPOINT, &mut point.saved);
+    write_frame(vmi, frame, 0, page)?;
     vmi.change_view_gfn(view, gfn, frame)
 }
 

@@ -1,10 +1,14 @@
 //! The breakpoint manager.
 
-use hashbrown::{HashMap, hash_map::Entry};
+use hashbrown::{
+    HashTable,
+    hash_table::{Entry, OccupiedEntry},
+};
 
 use super::{
     Breakpoint, BreakpointState, KeyType, TagType, TapController,
     books::{Books, Id},
+    near::NearHasher,
 };
 use crate::engine::{
     addr::{AddressContext, Gfn, Pa, Va, View},
@@ -17,12 +21,47 @@ use crate::engine::{
 };
 
 /// A page with breakpoints.
-#[derive(Default)]
 struct Page {
+    view: View,
+    gfn: Gfn,
     /// How many the controller has been given.
     installed: u32,
     /// Whether the controller monitors it; it does, unless a driver's call failed and could not be made up for.
     monitored: bool,
+}
+
+/// The pages with breakpoints, by view and frame.
+#[derive(Default)]
+struct Pages {
+    table: HashTable<Page>,
+    hasher: NearHasher,
+}
+
+impl Pages {
+    fn get(&self, view: View, gfn: Gfn) -> Option<&Page> {
+        self.table.find(self.hasher.hash(view, gfn.0), |page| page.view == view && page.gfn == gfn)
+    }
+
+    fn get_mut(&mut self, view: View, gfn: Gfn) -> Option<&mut Page> {
+        self.table.find_mut(self.hasher.hash(view, gfn.0), |page| page.view == view && page.gfn == gfn)
+    }
+
+    /// The page, new if it was not known.
+    #[inline]
+    fn entry(&mut self, view: View, gfn: Gfn) -> OccupiedEntry<'_, Page> {
+        let same = |page: &Page| page.view == view && page.gfn == gfn;
+        let hash_of = |page: &Page| self.hasher.hash(page.view, page.gfn.0);
+        match self.table.entry(self.hasher.hash(view, gfn.0), same, hash_of) {
+            Entry::Occupied(entry) => entry,
+            Entry::Vacant(entry) => entry.insert(Page { view, gfn, installed: 0, monitored: false }),
+        }
+    }
+
+    #[inline]
+    fn find_entry(&mut self, view: View, gfn: Gfn) -> Option<OccupiedEntry<'_, Page>> {
+        let same = |page: &Page| page.view == view && page.gfn == gfn;
+        self.table.find_entry(self.hasher.hash(view, gfn.0), same).ok()
+    }
 }
 
 type ArchOf<Controller> = <<Controller as TapController>::Driver as VmiDriver>::Architecture;
@@ -40,7 +79,7 @@ type EventOf<Controller> = VmiEvent<ArchOf<Controller>>;
 pub struct BreakpointManager<Controller, Key = (), Tag = &'static str> {
     controller: Controller,
     books: Books<Key, Tag>,
-    pages: HashMap<(View, Gfn), Page>,
+    pages: Pages,
 }
 
 impl<Controller, Key, Tag> Default for BreakpointManager<Controller, Key, Tag>
@@ -79,7 +118,7 @@ where
 {
     /// A manager without breakpoints.
     pub fn new() -> Self {
-        Self { controller: Controller::new(), books: Books::new(), pages: HashMap::new() }
+        Self { controller: Controller::new(), books: Books::new(), pages: Pages::default() }
     }
 
     /// The controller.
@@ -116,7 +155,7 @@ where
 
     /// Whether a page of a view has active breakpoints.
     pub fn contains_page(&self, view: View, gfn: Gfn) -> bool {
-        self.pages.contains_key(&(view, gfn))
+        self.pages.get(view, gfn).is_some()
     }
 
     /// The breakpoint that caused an event.
@@ -331,7 +370,7 @@ where
     /// As the controller failed; all were tried, and what is still in the guest is still known.
     pub fn clear(&mut self, vmi: &CoreOf<Controller>) -> Result<(), VmiError> {
         let removed = self.remove_all(vmi, |_| true).map(|_| ());
-        let released = if self.pages.is_empty() { self.controller.release(vmi) } else { Ok(()) };
+        let released = if self.pages.table.is_empty() { self.controller.release(vmi) } else { Ok(()) };
         removed.and(released)
     }
 
@@ -421,7 +460,7 @@ where
                 self.disarm(vmi, id)?;
                 self.arm(vmi, id, pa).map(|_| ())
             }
-            Some(_) => match self.pages.get_mut(&(view, gfn)) {
+            Some(_) => match self.pages.get_mut(view, gfn) {
                 Some(page) if !page.monitored => {
                     self.controller.monitor(vmi, gfn, view)?;
                     page.monitored = true;
@@ -507,10 +546,7 @@ where
         if let Err(error) = self.controller.insert_breakpoint_at(vmi, ctx, pa, view) {
             return (false, Err(error));
         }
-        let mut entry = match self.pages.entry((view, gfn)) {
-            Entry::Occupied(entry) => entry,
-            Entry::Vacant(entry) => entry.insert_entry(Page::default()),
-        };
+        let mut entry = self.pages.entry(view, gfn);
         let page = entry.get_mut();
         if !page.monitored {
             if let Err(error) = self.controller.monitor(vmi, gfn, view) {
@@ -531,7 +567,7 @@ where
     /// Takes a breakpoint from the controller; before the last one of its page leaves, monitoring ends.
     fn uninstall(&mut self, vmi: &CoreOf<Controller>, ctx: AddressContext, pa: Pa, view: View) -> Result<(), VmiError> {
         let gfn = ArchOf::<Controller>::gfn_from_pa(pa);
-        let Entry::Occupied(mut entry) = self.pages.entry((view, gfn)) else { return Ok(()) };
+        let Some(mut entry) = self.pages.find_entry(view, gfn) else { return Ok(()) };
         let page = entry.get_mut();
         let last = page.installed == 1;
         if last && page.monitored {

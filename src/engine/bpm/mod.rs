@@ -11,6 +11,7 @@ mod breakpoint;
 mod controller;
 mod interceptor;
 mod manager;
+mod near;
 
 pub use self::{
     breakpoint::{Breakpoint, BreakpointState, KeyType, TagType},
