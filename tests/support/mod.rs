@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports, missing_docs, reason = "every test binary uses its own part of this")]
 
 mod flat;
+pub mod linux;
 mod tables;
 
 pub use self::{

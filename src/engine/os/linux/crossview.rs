@@ -61,7 +61,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let mut found = Processes { listed, truncated, ..Processes::default() };
         let known: HashSet<Va> = found.listed.iter().map(|task| task.object).collect();
         let mut seen = known.clone();
-        if let Some(table) = self.pid_table().filter(|table| !table.is_empty()) {
+        if let Some(table) = self.pid_table() {
             let elsewhere = table.iter().filter(|object| seen.insert(**object));
             found.unlisted.extend(elsewhere.filter_map(|&object| self.task(object).ok()));
             let table: HashSet<Va> = table.into_iter().collect();

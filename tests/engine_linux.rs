@@ -1,0 +1,394 @@
+//! The Linux layer on a kernel that was written by hand: nothing of it is known to the layer, and all of it may lie.
+
+mod support;
+
+use indexmap::IndexSet;
+use proptest::prelude::*;
+use vmscope::engine::{
+    addr::{AddressContext, Pa, Va, VcpuId},
+    arch::amd64::Amd64Registers,
+    os::{CurrentProcess, ProcessList, VmiOs, linux::LinuxOs},
+    session::{VmiProber, VmiSession},
+    snapshot::{Process, ProcessDetail, ProcessFlag},
+};
+
+use crate::support::{
+    FlatDriver,
+    linux::{FACTS, Form, Machine, Options, Spawn, offset},
+};
+
+const INIT: Spawn = Spawn { pid: 1, name: "init", arguments: Some("/sbin/init --quiet") };
+const KTHREAD: Spawn = Spawn { pid: 2, name: "kthreadd", arguments: None };
+const SHELL: Spawn = Spawn { pid: 7, name: "sh\x1b[2J", arguments: Some("sh") };
+
+fn attach(machine: &Machine) -> LinuxOs {
+    LinuxOs::detect(&machine.core, &machine.registers(false), None).expect("a kernel")
+}
+
+fn base(os: &LinuxOs) -> Va {
+    VmiOs::<FlatDriver>::kernel_image_base(os)
+}
+
+fn processes(machine: &Machine, os: &LinuxOs) -> ProcessList {
+    os.processes(VmiSession::new(&machine.core, os)).expect("a list")
+}
+
+fn process(machine: &Machine, os: &LinuxOs, pid: u32) -> Process {
+    processes(machine, os).processes.into_iter().find(|process| process.pid == pid).expect("the process")
+}
+
+fn detail(machine: &Machine, os: &LinuxOs, pid: u32) -> (ProcessDetail, VmiProber) {
+    let prober = VmiProber::new(&IndexSet::new());
+    let process = process(machine, os, pid);
+    let detail = os.process_detail(VmiSession::new(&machine.core, os), &process, &prober).expect("a detail");
+    (detail, prober)
+}
+
+fn current(machine: &Machine, os: &LinuxOs, registers: &Amd64Registers) -> Option<CurrentProcess> {
+    os.current_process(VmiSession::new(&machine.core, os).with_registers(registers)).expect("readable")
+}
+
+fn hidden(list: &ProcessList) -> Vec<u32> {
+    let hidden = list.processes.iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden));
+    hidden.map(|process| process.pid).collect()
+}
+
+#[test]
+fn every_kind_of_kernel_is_found_from_kernel_and_user_mode() {
+    for levels in [4, 5] {
+        for isolated in [false, true] {
+            for form in Form::ALL {
+                let options = Options { levels, isolated, form, btf: true };
+                let machine = Machine::new(options);
+                machine.spawn(INIT);
+                machine.core.set_paging_levels(4);
+                for user in [false, true] {
+                    let os = LinuxOs::detect(&machine.core, &machine.registers(user), None).expect("a kernel");
+                    assert_eq!(machine.core.paging_levels(), levels, "{options:?}");
+                    assert_eq!(os.is_isolated(), isolated, "{options:?}");
+                    assert_eq!(processes(&machine, &os).processes.len(), 1, "{options:?}");
+                    assert_eq!(base(&os), Va(0xffff_ffff_9a20_0000), "{options:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_kernel_says_what_it_is() {
+    let machine = Machine::new(Options::default());
+    let os = attach(&machine);
+    assert_eq!(VmiOs::<FlatDriver>::version(&os), "Linux 6.99.1-test #1 SMP Tue (2026-11-21)");
+    let symbols = VmiOs::<FlatDriver>::symbols(&os);
+    let refused = symbols.lookup("force_sig_fault").expect("a symbol");
+    assert_eq!(VmiOs::<FlatDriver>::fault_refused_at(&os), Some(refused));
+    assert_eq!(symbols.describe(refused + 2, 16).as_deref(), Some("force_sig_fault+0x2"));
+}
+
+#[test]
+fn a_guest_without_a_kernel_is_told_in_a_sentence() {
+    let machine = Machine::new(Options::default());
+    let detect = |registers: &Amd64Registers| match LinuxOs::detect(&machine.core, registers, None) {
+        Ok(_) => panic!("there is no kernel"),
+        Err(error) => error.to_string(),
+    };
+    let kernel = machine.registers(false);
+    assert!(detect(&Amd64Registers::default()).contains("not in 64-bit mode"));
+    assert!(detect(&Amd64Registers { cr0: 0, ..kernel }).contains("not in 64-bit mode"));
+    assert!(
+        detect(&Amd64Registers { cr3: 0x70_0000, ..kernel }).contains("no Linux kernel is mapped under CR3 0x700000")
+    );
+    // An interrupt table that leads elsewhere: whatever is mapped there is not what the CPU runs.
+    assert!(detect(&Amd64Registers { idt_base: 0xffff_ffff_9a20_0000, ..kernel }).contains("no Linux kernel"));
+}
+
+#[test]
+fn a_kernel_without_type_information_asks_for_a_profile_and_takes_it() {
+    let machine = Machine::new(Options { btf: false, ..Options::default() });
+    machine.spawn(INIT);
+    let registers = machine.registers(false);
+    let error = LinuxOs::detect(&machine.core, &registers, None).err().expect("no layouts").to_string();
+    assert!(error.contains("Linux 6.99.1-test") && error.contains("--profile FILE"), "{error}");
+
+    let fact = |(path, at): &(&str, u64)| format!("\"{path}\": \"{at:#x}\"");
+    let members = |members: &[(&str, u64)]| members.iter().map(fact).collect::<Vec<_>>().join(", ");
+    let structures: Vec<String> =
+        FACTS.iter().map(|(name, facts)| format!("\"{name}\": {{{}}}", members(facts))).collect();
+    let profile = format!("{{{}}}", structures.join(", "));
+    let os = LinuxOs::detect(&machine.core, &registers, Some(&profile)).expect("a kernel");
+    assert_eq!(process(&machine, &os, 1).name, "init");
+
+    for (profile, part) in [
+        ("nonsense", "the profile is not of the form"),
+        (r#"{"task_struct": {"tasks": "12"}}"#, "not a number like 0x1f"),
+        (r#"{"task_struct": {"tasks": 8}}"#, "does not say where task_struct.pid is"),
+    ] {
+        let error = LinuxOs::detect(&machine.core, &registers, Some(profile)).err().expect("a bad profile").to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn the_list_has_what_the_kernel_knows_of_each_process() {
+    let machine = Machine::new(Options::default());
+    let init = machine.spawn(INIT);
+    let kernel = machine.spawn(KTHREAD);
+    let shell = machine.spawn(SHELL);
+    machine.add_thread(shell, 8, "worker");
+    machine.poke64(shell + offset("task_struct", "real_parent"), init.0);
+    machine.poke32(shell + offset("task_struct", "exit_state"), 0x20);
+    let os = attach(&machine);
+    let list = processes(&machine, &os);
+    assert!(!list.truncated);
+    let [first, second, third] = list.processes.as_slice() else { panic!("three processes: {list:?}") };
+    assert_eq!((first.pid, first.ppid, first.name.as_str(), first.object), (1, 0, "init", init));
+    assert_eq!((first.threads, first.start_ns, first.uid), (1, 1_000_000, Some(1000)));
+    assert!(first.flags.is_empty() && first.root.is_some());
+    assert_eq!((second.object, second.root), (kernel, None));
+    assert_eq!(second.flags, [ProcessFlag::Kernel]);
+    assert_eq!((third.pid, third.ppid, third.threads), (7, 1, 2));
+    assert_eq!(third.name, "sh\u{241b}[2J");
+    assert_eq!(third.flags, [ProcessFlag::Exiting]);
+}
+
+#[test]
+fn a_kernel_thread_goes_by_its_long_name() {
+    let machine = Machine::new(Options::default());
+    let task = machine.spawn(Spawn { name: "rcu_tasks_trace", ..KTHREAD });
+    let (kthread, name) = (machine.alloc(0x80), machine.alloc(64));
+    machine.poke(name, b"rcu_tasks_trace_kthread\0");
+    machine.poke64(kthread + offset("kthread", "full_name"), name.0);
+    machine.poke64(task + offset("task_struct", "worker_private"), kthread.0);
+    let os = attach(&machine);
+    assert_eq!(process(&machine, &os, 2).name, "rcu_tasks_trace_kthread");
+    // A name that is not a longer form of the short one is not believed.
+    machine.poke(name, b"something else\0");
+    assert_eq!(process(&machine, &os, 2).name, "rcu_tasks_trace");
+}
+
+#[test]
+fn what_one_side_only_knows_is_hidden() {
+    let machine = Machine::new(Options::default());
+    machine.spawn(INIT);
+    let shell = machine.spawn(SHELL);
+    let kernel = machine.spawn(KTHREAD);
+    let os = attach(&machine);
+    assert!(hidden(&processes(&machine, &os)).is_empty());
+
+    machine.unlink(shell);
+    let list = processes(&machine, &os);
+    assert_eq!(hidden(&list), [7]);
+    assert_eq!(list.processes.iter().map(|process| process.pid).collect::<Vec<_>>(), [1, 2, 7]);
+
+    // Out of the table of ids as well, it is still seen when it runs or wants to.
+    machine.take_id(7);
+    assert!(hidden(&processes(&machine, &os)).is_empty());
+    machine.enqueue(1, shell);
+    assert_eq!(hidden(&processes(&machine, &os)), [7]);
+    let thread = machine.add_thread(kernel, 9, "kthread");
+    machine.set_current(0, thread);
+    assert_eq!(hidden(&processes(&machine, &os)), [7]);
+    machine.unlink(kernel);
+    machine.take_id(2);
+    assert_eq!(hidden(&processes(&machine, &os)), [2, 7]);
+    machine.take_id(1);
+    assert_eq!(hidden(&processes(&machine, &os)), [1, 2, 7]);
+}
+
+#[test]
+fn a_list_that_does_not_end_is_cut_short() {
+    let machine = Machine::new(Options::default());
+    let init = machine.spawn(INIT);
+    machine.spawn(KTHREAD);
+    let shell = machine.spawn(SHELL);
+    let node = |task: Va| task + offset("task_struct", "tasks");
+    let os = attach(&machine);
+    machine.poke64(node(shell), node(init).0);
+    let list = processes(&machine, &os);
+    assert!(list.truncated);
+    assert_eq!(list.processes.len(), 3);
+    machine.poke64(node(init), 0xdead_0000_0000_0100);
+    let list = processes(&machine, &os);
+    assert!(list.truncated);
+    assert!(list.processes.iter().any(|process| process.pid == 7 && process.flags.contains(&ProcessFlag::Hidden)));
+}
+
+#[test]
+fn the_current_process_is_the_one_of_the_vcpus_own_data() {
+    for form in [Form::Behind, Form::Unsigned] {
+        let machine = Machine::new(Options { form, ..Options::default() });
+        let shell = machine.spawn(SHELL);
+        let thread = machine.add_thread(shell, 8, "worker");
+        let os = attach(&machine);
+        machine.set_current(1, thread);
+        let running = CurrentProcess { pid: 7, tid: 8, name: "sh\u{241b}[2J".to_owned(), object: shell };
+        for user in [false, true] {
+            assert_eq!(current(&machine, &os, &machine.registers(user)).as_ref(), Some(&running));
+        }
+        let by_number = os.current_process_of(&machine.core, VcpuId(1)).expect("readable");
+        assert_eq!(by_number.as_ref(), Some(&running));
+        let idle = os.current_process_of(&machine.core, VcpuId(0)).expect("readable").expect("the idle task");
+        assert_eq!((idle.pid, idle.name.as_str()), (0, "swapper/0"));
+        assert_eq!(os.current_process_of(&machine.core, VcpuId(2)).expect("no such CPU"), None);
+        // Between entry and SWAPGS the two bases are the wrong way round; and user code may make one up.
+        let mut entry = machine.registers(true);
+        entry.cs.selector = 0x10;
+        assert_eq!(current(&machine, &os, &entry).as_ref(), Some(&running));
+        entry.kernel_gs_base = 0xffff_8880_0000_1000;
+        assert_eq!(current(&machine, &os, &entry), None);
+    }
+}
+
+#[test]
+fn isolation_has_one_root_for_both_tables_of_a_process() {
+    for isolated in [false, true] {
+        let machine = Machine::new(Options { isolated, ..Options::default() });
+        let os = attach(&machine);
+        let root = |pa: u64| VmiOs::<FlatDriver>::process_root(&os, Pa(pa));
+        assert_eq!(root(0x5000), Pa(if isolated { 0x4000 } else { 0x5000 }));
+        assert_eq!(root(machine.user_root.0), machine.root);
+    }
+}
+
+#[test]
+fn the_detail_of_a_process_has_its_parts() {
+    for levels in [4, 5] {
+        let machine = Machine::new(Options { levels, ..Options::default() });
+        let shell = machine.spawn(INIT);
+        machine.add_thread(shell, 8, "worker");
+        machine.poke32(shell + offset("task_struct", "__state"), 1);
+        let (busybox, passwd) = (machine.file(&["bin", "busy\x07box"]), machine.file(&["etc", "passwd"]));
+        machine.open(shell, &[Va(0), passwd]);
+        machine.set_regions(
+            shell,
+            &[
+                (0x40_0000, 0x40_1000, 0x1, busybox),
+                (0x40_1000, 0x58_5000, 0x5, busybox),
+                (0x60_0000, 0x60_1000, 0x83, passwd),
+                (0x7ffd_0000_0000, 0x7ffd_0002_1000, 0x3, Va(0)),
+            ],
+        );
+        let os = attach(&machine);
+        let (detail, prober) = detail(&machine, &os, 1);
+        assert!(prober.page_faults().is_empty());
+        assert_eq!(detail.command_line.as_deref(), Some("/sbin/init --quiet"));
+        assert!(detail.credentials.contains(&("uid".to_owned(), "1000".to_owned())));
+        let threads: Vec<_> = detail.threads.iter().map(|t| (t.tid, t.name.as_str(), t.state.as_str())).collect();
+        assert_eq!(threads, [(1, "init", "sleeping"), (8, "worker", "running")]);
+        assert_eq!(detail.handles, [(1, "/etc/passwd".to_owned())]);
+        let regions: Vec<_> =
+            detail.regions.iter().map(|r| (r.start.0, r.protection.as_str(), r.name.as_str())).collect();
+        assert_eq!(
+            regions,
+            [
+                (0x40_0000, "r--p", "/bin/busy\u{2407}box"),
+                (0x40_1000, "r-xp", "/bin/busy\u{2407}box"),
+                (0x60_0000, "rw-s", "/etc/passwd"),
+                (0x7ffd_0000_0000, "rw-p", "[stack]"),
+            ]
+        );
+        let [image] = detail.modules.as_slice() else { panic!("one image: {:?}", detail.modules) };
+        assert_eq!((image.base, image.size), (Va(0x40_0000), 0x18_5000));
+        assert_eq!((detail.truncated.len(), detail.unavailable.len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_page_of_the_process_that_is_missing_is_asked_for() {
+    let machine = Machine::new(Options::default());
+    machine.spawn(INIT);
+    let os = attach(&machine);
+    let root = process(&machine, &os, 1).root.expect("an address space");
+    machine.page_out_arguments(root);
+    machine.core.flush_v2p_cache();
+    let (detail, prober) = detail(&machine, &os, 1);
+    assert_eq!(detail.command_line, None);
+    assert_eq!(detail.missing, [machine.arguments_at()]);
+    let wanted = AddressContext::new(machine.arguments_at(), root);
+    assert_eq!(prober.page_faults().into_iter().collect::<Vec<_>>(), [wanted]);
+}
+
+#[test]
+fn a_process_that_has_ended_has_no_detail() {
+    let machine = Machine::new(Options::default());
+    let init = machine.spawn(INIT);
+    let os = attach(&machine);
+    let process = process(&machine, &os, 1);
+    machine.poke32(init + offset("task_struct", "tgid"), 99);
+    let prober = VmiProber::new(&IndexSet::new());
+    let error = os.process_detail(VmiSession::new(&machine.core, &os), &process, &prober).err().expect("it is gone");
+    assert_eq!(error.to_string(), "process 1 (init) has ended");
+}
+
+#[test]
+fn a_refused_fault_is_recognised_by_its_page_and_address_space() {
+    let machine = Machine::new(Options { isolated: true, ..Options::default() });
+    let os = attach(&machine);
+    let mut registers = machine.registers(false);
+    (registers.gp.rdi, registers.gp.rdx) = (11, 0x1234_5678);
+    let refused = |waiting: AddressContext| {
+        let state = VmiSession::new(&machine.core, &os).with_registers(&registers);
+        os.refused_fault(state, &IndexSet::from([waiting])).expect("registers are enough")
+    };
+    let same_page = AddressContext::new(Va(0x1234_5000), machine.root);
+    assert_eq!(refused(same_page), Some(same_page));
+    assert_eq!(refused(AddressContext::new(Va(0x1234_6000), machine.root)), None);
+    assert_eq!(refused(AddressContext::new(Va(0x1234_5000), Pa(0x9_0000))), None);
+}
+
+#[test]
+fn arguments_are_in_six_registers_and_then_on_the_stack() {
+    let machine = Machine::new(Options::default());
+    let os = attach(&machine);
+    let stack = machine.alloc(64);
+    machine.poke64(stack + 8, 106);
+    machine.poke64(stack + 16, 107);
+    let mut registers = machine.registers(false);
+    let gp = &mut registers.gp;
+    (gp.rdi, gp.rsi, gp.rdx, gp.rcx, gp.r8, gp.r9, gp.rsp) = (100, 101, 102, 103, 104, 105, stack.0);
+    let state = VmiSession::new(&machine.core, &os).with_registers(&registers);
+    let arguments: Vec<u64> = (0..8).filter_map(|index| os.function_argument(state, index).ok()).collect();
+    assert_eq!(arguments, [100, 101, 102, 103, 104, 105, 106, 107]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A guest that writes what it likes into its page tables and structures costs time and gets cut short, no more.
+    #[test]
+    fn a_guest_that_lies_is_survived(
+        levels in 4u8..=5,
+        isolated in any::<bool>(),
+        lies in prop::collection::vec((0usize..3, any::<prop::sample::Index>(), any::<u8>(), 0u64..0x80_0000), 1..60),
+    ) {
+        let machine = Machine::new(Options { levels, isolated, ..Options::default() });
+        let init = machine.spawn(INIT);
+        machine.spawn(KTHREAD);
+        machine.add_thread(init, 9, "thread");
+        let file = machine.file(&["bin", "sh"]);
+        machine.open(init, &[file, file]);
+        machine.set_regions(init, &[(0x1000, 0x2000, 5, file), (0x3000, 0x4000, 1, Va(0))]);
+        let os = attach(&machine);
+        let driver = machine.core.driver();
+        let objects: Vec<Process> = processes(&machine, &os).processes;
+        for (place, at, byte, pointer) in lies {
+            let (from, to) = machine.used()[place];
+            let at = from + at.index((to - from) as usize) as u64;
+            if byte & 1 == 0 {
+                driver.poke(at, &[byte]);
+            } else {
+                // A pointer that leads into memory goes further than a random one.
+                driver.poke64((at & !7).min(to - 8), (machine.direct + pointer).0);
+            }
+        }
+        machine.core.flush_v2p_cache();
+        let session = VmiSession::new(&machine.core, &os);
+        let _ = os.processes(session);
+        for process in &objects {
+            let _ = os.process_detail(session, process, &VmiProber::new(&IndexSet::new()));
+        }
+        let _ = os.current_process(session.with_registers(&machine.registers(false)));
+        let _ = os.kernel_modules(&machine.core);
+        let _ = LinuxOs::detect(&machine.core, &machine.registers(true), None);
+    }
+}

@@ -1,0 +1,13 @@
+//! A Linux kernel that never runs: an image with symbols and type information, page tables, tasks and what hangs on
+//! them, written into flat memory by the rules of the kernel's source. Its structures are small and its offsets are its
+//! own, so that nothing but the type information tells them. Start at [`Machine`].
+
+mod btf;
+mod kallsyms;
+mod machine;
+
+pub use self::{
+    btf::BtfWriter,
+    kallsyms::{Form, tables},
+    machine::{FACTS, Machine, Options, Spawn, offset, symbols},
+};
