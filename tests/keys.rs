@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use ratatui::layout::Rect;
 use vmscope::{
     app::{
         action::{ACTIONS, Place, keys_document},
@@ -17,7 +18,7 @@ use vmscope::{
         },
     },
     ui::{
-        rows,
+        layout, rows,
         state::{Column, PaneId, Past, Popup, RowKey, UiState},
     },
 };
@@ -392,4 +393,20 @@ fn a_paste_goes_into_the_open_field_only() {
     update::popup::paste(&mut user.state, &user.snapshot, "lsass\nrm -rf");
     user.settle();
     assert_eq!(user.state.focused().filter.text(), "lsass");
+}
+
+#[test]
+fn a_click_selects_and_the_wheel_scrolls_what_it_is_over() {
+    use crossterm::event::{KeyModifiers, MouseButton, MouseEvent, MouseEventKind};
+    let mut user = User::new();
+    let breakpoints = layout::regions(Rect::new(0, 0, 120, 40), &user.state).panes[1].1;
+    let rows = layout::pane_parts(breakpoints).rows;
+    let event = |kind| MouseEvent { kind, column: rows.x + 2, row: rows.y + 1, modifiers: KeyModifiers::NONE };
+    update::mouse::mouse(&mut user.state, &user.snapshot, event(MouseEventKind::Down(MouseButton::Left)));
+    assert_eq!(user.state.focus, PaneId::Breakpoints);
+    assert_eq!(user.state.focused().selected, Some(RowKey::Breakpoint(BreakpointId(2))));
+    user.press("1");
+    update::mouse::mouse(&mut user.state, &user.snapshot, event(MouseEventKind::ScrollUp));
+    assert_eq!(user.state.pane(PaneId::Breakpoints).position, 0);
+    assert_eq!(user.state.focus, PaneId::Processes, "the wheel does not take the focus");
 }

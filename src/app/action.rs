@@ -38,7 +38,8 @@ const LOG: Place = Place::Pane(PaneId::Log);
 const POPUP: Place = Place::Popup;
 
 const EVERYWHERE: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG, POPUP];
-const PANES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG];
+/// Every pane.
+pub(super) const PANES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG];
 const LISTS: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS];
 
 /// Something that a user can do.

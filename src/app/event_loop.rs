@@ -12,7 +12,7 @@ use std::{
 
 use crokey::KeyCombination;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SendTimeoutError, TryRecvError, TrySendError, bounded};
-use crossterm::event::{Event, KeyEventKind, MouseEvent, MouseEventKind};
+use crossterm::event::{Event, KeyEventKind};
 use ratatui::{
     Terminal,
     backend::Backend,
@@ -20,11 +20,10 @@ use ratatui::{
 };
 
 use super::{
-    action::Action,
     history::History,
     keymap::{self, Keymap},
     logging,
-    update::{self, Draft, Effect, hints, popup},
+    update::{self, Draft, Effect, hints, mouse, popup},
 };
 use crate::{
     engine::{
@@ -420,7 +419,10 @@ where
         match input {
             Input::Terminal(Event::Key(key)) if key.kind != KeyEventKind::Release => self.press(keymap::pressed(key)),
             Input::Terminal(Event::Key(_)) => {}
-            Input::Terminal(Event::Mouse(mouse)) => self.mouse(mouse),
+            Input::Terminal(Event::Mouse(event)) => {
+                mouse::mouse(&mut self.state, &self.shown, event);
+                self.settle();
+            }
             Input::Terminal(Event::Paste(text)) => {
                 popup::paste(&mut self.state, &self.shown, &text);
                 self.settle();
@@ -441,18 +443,6 @@ where
 
     fn press(&mut self, key: KeyCombination) {
         let effects = update::key(&mut self.state, &self.shown, &self.keymap, key);
-        self.carry_out(effects);
-        self.settle();
-    }
-
-    /// The wheel scrolls, a click selects.
-    fn mouse(&mut self, event: MouseEvent) {
-        let action = match event.kind {
-            MouseEventKind::ScrollDown => Action::Down,
-            MouseEventKind::ScrollUp => Action::Up,
-            _ => return,
-        };
-        let effects = update::update(&mut self.state, &self.shown, action);
         self.carry_out(effects);
         self.settle();
     }

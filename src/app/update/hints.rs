@@ -1,10 +1,12 @@
 //! The footer and the help page, made from the table of actions.
 
-use super::{place, possible};
+use std::cmp::Reverse;
+
+use super::{place, popup, possible};
 use crate::{
     app::{
-        action::{ACTIONS, Entry, Place},
-        keymap::Keymap,
+        action::{ACTIONS, Entry, PANES, Place},
+        keymap::{self, Keymap},
     },
     engine::snapshot::Snapshot,
     ui::state::{KeyHint, UiState},
@@ -13,56 +15,61 @@ use crate::{
 /// Brings footer and help up to date with the focus and with what the guest's driver can do.
 pub fn refresh(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap) {
     let here = place(state);
-    let hint = |entry: &Entry, why_not: Result<(), String>| KeyHint {
-        name: entry.name.to_owned(),
-        key: keymap.keys_of(entry.action).next().unwrap_or_default(),
-        label: entry.short.to_owned(),
-        doc: entry.doc.to_owned(),
-        group: group(entry).to_owned(),
-        why_not: why_not.err(),
+    // In a popup `q` closes: a key that means something nearer is not offered for what it means elsewhere.
+    let key_here = |entry: &Entry| {
+        let mut keys = keymap.bound(entry.action);
+        keys.find(|&key| keymap.lookup(key, here).is_some_and(|found| found.action == entry.action))
     };
-    let shown = ACTIONS.iter().filter(|entry| entry.footer && entry.places.contains(&here));
-    // In a popup `q` closes: an action all of whose keys mean something nearer is not offered.
-    let reachable = |entry: &&Entry| {
-        keymap.bound(entry.action).any(|key| keymap.lookup(key, here).is_some_and(|found| found.action == entry.action))
+    let footer = |entry: &Entry| {
+        let key = keymap::name(key_here(entry)?);
+        Some(KeyHint { key, ..hint(entry, possible(entry, state, snapshot)) })
     };
-    state.footer = shown.filter(reachable).map(|entry| hint(entry, possible(entry, state, snapshot))).collect();
+    // A popup that takes the keys itself names them itself.
+    state.footer = if state.popups.last().is_some_and(popup::takes_keys) {
+        Vec::new()
+    } else {
+        ACTIONS.iter().filter(|entry| entry.footer && entry.places.contains(&here)).filter_map(footer).collect()
+    };
     // Help and palette lie above the panes but speak of the pane below.
     let below = Place::Pane(state.focus);
-    let mut help: Vec<KeyHint> = ACTIONS
-        .iter()
+    let mut sorted: Vec<&Entry> = ACTIONS.iter().collect();
+    sorted.sort_by_key(|entry| Reverse(entry.places.len()));
+    state.help = sorted
+        .into_iter()
         .map(|entry| {
             let keys: Vec<String> = keymap.keys_of(entry.action).collect();
             let here = if entry.places.contains(&below) { Ok(()) } else { Err(elsewhere(entry)) };
             KeyHint { key: keys.join(" "), ..hint(entry, here.and_then(|()| entry.available(snapshot))) }
         })
         .collect();
-    help.sort_by_key(|hint| GROUPS.iter().position(|&group| group == hint.group));
-    state.help = help;
 }
 
-const GROUPS: [&str; 8] = [
-    "Everywhere",
-    "In every pane",
-    "Processes",
-    "Breakpoints",
-    "Breakpoints, Page tables",
-    "Page tables",
-    "Faults",
-    "Popups",
-];
+/// An action without its key.
+fn hint(entry: &Entry, why_not: Result<(), String>) -> KeyHint {
+    KeyHint {
+        name: entry.name.to_owned(),
+        key: String::new(),
+        label: entry.short.to_owned(),
+        doc: entry.doc.to_owned(),
+        group: group(entry),
+        why_not: why_not.err(),
+    }
+}
 
-fn group(entry: &Entry) -> &'static str {
-    match entry.places {
-        [Place::Pane(pane)] => pane.title(),
-        [Place::Popup] => "Popups",
-        [_, _] => "Breakpoints, Page tables",
-        places if places.contains(&Place::Popup) => "Everywhere",
-        _ => "In every pane",
+/// The heading on the help page: where the action works.
+fn group(entry: &Entry) -> String {
+    match entry.places.len() {
+        places if places > PANES.len() => "Everywhere".into(),
+        places if places + 1 >= PANES.len() => "In every pane".into(),
+        _ => titles(entry),
     }
 }
 
 fn elsewhere(entry: &Entry) -> String {
-    let places: Vec<&str> = entry.places.iter().map(|place| place.title()).collect();
-    format!("works in: {}", places.join(", "))
+    format!("works in: {}", titles(entry))
+}
+
+/// The places of an action by name.
+pub(super) fn titles(entry: &Entry) -> String {
+    entry.places.iter().map(|place| place.title()).collect::<Vec<_>>().join(", ")
 }

@@ -6,6 +6,7 @@
 
 mod copy;
 pub mod hints;
+pub mod mouse;
 pub mod popup;
 
 use crokey::KeyCombination;
@@ -162,8 +163,7 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
 fn possible(entry: &Entry, state: &UiState, snapshot: &Snapshot) -> Result<(), String> {
     let here = place(state);
     if !entry.places.contains(&here) {
-        let places: Vec<&str> = entry.places.iter().map(|place| place.title()).collect();
-        return Err(format!("{} works in: {}", entry.name, places.join(", ")));
+        return Err(format!("{} works in: {}", entry.name, hints::titles(entry)));
     }
     entry.available(snapshot)
 }
@@ -181,14 +181,21 @@ fn page_height(state: &UiState) -> usize {
 fn step(state: &mut UiState, snapshot: &Snapshot, by: isize) -> Vec<Effect> {
     if let Some(scroll) = state.popups.last_mut().and_then(Popup::scroll_mut) {
         *scroll = scroll.saturating_add_signed(by);
-    } else if state.focus == PaneId::Log {
+    } else {
+        step_in(state, snapshot, state.focus, by);
+    }
+    Vec::new()
+}
+
+/// Moves the selection of a pane.
+fn step_in(state: &mut UiState, snapshot: &Snapshot, pane: PaneId, by: isize) {
+    if pane == PaneId::Log {
         // The log widget scrolls by pages only.
         let event = if by > 0 { TuiWidgetEvent::NextPageKey } else { TuiWidgetEvent::PrevPageKey };
         state.log.widget.transition(event);
     } else {
-        rows::move_by(snapshot, state.focused_mut(), by);
+        rows::move_by(snapshot, state.pane_mut(pane), by);
     }
-    Vec::new()
 }
 
 fn page(state: &mut UiState, snapshot: &Snapshot, pages: isize) -> Vec<Effect> {

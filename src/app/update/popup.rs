@@ -38,8 +38,7 @@ pub(super) fn key(
 ) -> Option<Vec<Effect>> {
     let popup = state.popups.last()?;
     let meaning = keymap.lookup(key, Place::Popup).map(|entry| entry.action);
-    let typed_into = !matches!(popup, Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. });
-    if !typed_into {
+    if !takes_keys(popup) {
         return None;
     }
     let OneToThree::One(code) = key.codes else { return Some(Vec::new()) };
@@ -60,6 +59,11 @@ pub(super) fn key(
         Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. } => return None,
     }
     Some(Vec::new())
+}
+
+/// Whether a popup is typed into or chosen from; the others are read, with the keys of the table.
+pub(super) const fn takes_keys(popup: &Popup) -> bool {
+    !matches!(popup, Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. })
 }
 
 /// Text was pasted: into the field that is open, nowhere else.
