@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use support::{FlatDriver, Rng, core};
 use vmscope::engine::{
-    addr::{AddressContext, Gfn, Pa, Va, VcpuId, View},
+    addr::{AddressContext, Gfn, Pa, VcpuId, View},
     driver::{MemoryAccess, VmiSetProtection, VmiViewControl},
     error::VmiError,
     ptm::{PageTableMonitor, PageTableMonitorEvent, TableGuard, Unguarded, WriteProtect},

@@ -1,7 +1,7 @@
 //! Finding out what changed: the entries that were marked, or all of them.
 
 use super::{
-    ArchAdapter, PageTableMonitor, PageTableMonitorEvent, adapter::EntryMeaning, dirty::Mark, guard::TableGuard,
+    ArchAdapter, PageTableMonitor, PageTableMonitorEvent, adapter::EntryMeaning, guard::TableGuard,
     slab::Id, tree::read_entry,
 };
 use crate::engine::{
