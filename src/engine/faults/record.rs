@@ -61,7 +61,7 @@ pub(super) struct Record {
     /// Whether its state was ever news.
     told: bool,
     pub(super) attempts: u32,
-    /// Whether the user asked for an injection.
+    /// Whether the user asked for an injection; stands until the page came or was given up.
     pub(super) wanted: bool,
     pub(super) vcpu: Option<VcpuId>,
     asked_ns: u64,
@@ -119,7 +119,7 @@ impl Record {
         let news = !self.told || self.why != why;
         self.why = why;
         self.told = true;
-        if self.state() != FaultState::Pending {
+        if !self.is_open() {
             self.wanted = false;
         }
         news

@@ -1,8 +1,8 @@
 //! Finding out what changed: the entries that were marked, or all of them.
 
 use super::{
-    ArchAdapter, PageTableMonitor, PageTableMonitorEvent, adapter::EntryMeaning, guard::TableGuard,
-    slab::Id, tree::read_entry,
+    ArchAdapter, PageTableMonitor, PageTableMonitorEvent, adapter::EntryMeaning, guard::TableGuard, slab::Id,
+    tree::read_entry,
 };
 use crate::engine::{
     addr::{Gfn, Pa, VcpuId, View},
