@@ -1,5 +1,8 @@
-//! The fault loop: every missing page from request to resolution, and what is never injected.
+//! The fault loop: every missing page from request to resolution, and what is never injected. Random operations are in
+//! `model`.
 
+mod model;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::{cell::Cell, sync::Arc};
