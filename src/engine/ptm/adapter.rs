@@ -24,10 +24,13 @@ pub enum EntryMeaning {
     },
 }
 
+/// What an address maps to, and the binary logarithm of the page's size.
+pub(super) type Mapping = (Pa, u8);
+
 impl EntryMeaning {
-    /// What an address maps to and the page's size as a binary logarithm, if this is the last entry of its walk.
+    /// What an address maps to, if this is the last entry of its walk.
     #[inline]
-    pub(super) fn maps(self, va: Va) -> Option<(Pa, u8)> {
+    pub(super) fn maps(self, va: Va) -> Option<Mapping> {
         match self {
             Self::Page { base, shift } => Some((base + (va.0 & ((1 << shift) - 1)), shift)),
             Self::Absent | Self::Table(_) => None,

@@ -20,6 +20,7 @@ mod tree;
 mod watch;
 
 pub use self::{
+    adapter::Mapping,
     adapter::{ArchAdapter, EntryMeaning},
     event::{PageEntryUpdate, PageTableMonitorEvent},
     guard::{TableGuard, Unguarded, WriteProtect},
@@ -29,9 +30,10 @@ pub use self::{
 use std::fmt;
 
 use self::{
+    adapter::Mapping,
     dirty::{Dirty, Mark},
     slab::{Id, NONE},
-    tree::{Space, Tree},
+    tree::{Space, Stopped, Tree},
     watch::Watches,
 };
 use super::{
@@ -163,14 +165,13 @@ where
         Ok(())
     }
 
-    /// Finds or makes the node that an address hangs on, and what the address maps to. An error comes with the node that
-    /// was reached.
+    /// Finds or makes the node that an address hangs on, and what the address maps to.
     fn place(
         &mut self,
         vmi: &VmiCore<Driver>,
         space: Space,
         ctx: AddressContext,
-    ) -> Result<(Id, Option<(Pa, u8)>), (Id, VmiError)> {
+    ) -> Result<(Id, Option<Mapping>), Stopped> {
         let nowhere = |error| (NONE, error);
         let start = match self.tree.deepest::<Driver::Architecture>(space, ctx.va) {
             Some(start) => {

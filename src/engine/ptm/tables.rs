@@ -16,6 +16,12 @@ use crate::engine::{
     session::VmiCore,
 };
 
+/// The physical address of an entry of a table.
+#[inline]
+pub(super) fn entry_pa(table: Gfn, index: u16) -> Pa {
+    Pa((table.0 << 12) + u64::from(index) * 8)
+}
+
 /// A page of page-table entries in one view.
 pub(super) struct Table<Found> {
     pub(super) gfn: Gfn,
@@ -45,7 +51,7 @@ impl<Found> Table<Found> {
     /// The physical address of an entry.
     #[inline]
     pub(super) fn entry_pa(&self, index: u16) -> Pa {
-        Pa((self.gfn.0 << 12) | u64::from(index) * 8)
+        entry_pa(self.gfn, index)
     }
 }
 

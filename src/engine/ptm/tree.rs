@@ -10,7 +10,7 @@ use super::{
     adapter::{ArchAdapter, EntryMeaning},
     guard::TableGuard,
     slab::{Id, NONE, Slab, Slot},
-    tables::Tables,
+    tables::{Tables, entry_pa},
 };
 use crate::engine::{
     addr::{AddressContext, Gfn, Pa, Va, View},
@@ -114,6 +114,9 @@ impl Node {
     }
 }
 
+/// An error on the way down, and the node that was reached: [`Tree::prune`] takes away what was made before.
+pub(super) type Stopped = (Id, VmiError);
+
 /// All trees, and the tables that they run through.
 pub(super) struct Tree<Found> {
     nodes: Slab<Node>,
@@ -146,7 +149,7 @@ where
 {
     let mut table = Driver::Architecture::top_table(ctx.root);
     for level in (1..=vmi.paging_levels()).rev() {
-        let at = Pa((table.0 << 12) | u64::from(Driver::Architecture::index(ctx.va, level)) * 8);
+        let at = entry_pa(table, Driver::Architecture::index(ctx.va, level));
         match Driver::Architecture::meaning(read_entry(vmi, at)?, level) {
             EntryMeaning::Table(next) => table = next,
             meaning => return Ok(meaning),
@@ -257,13 +260,8 @@ impl<Found: Copy> Tree<Found> {
     /// names it.
     ///
     /// # Errors
-    /// The driver's, with the node that was reached: [`Tree::prune`] takes away what was made before.
-    pub(super) fn descend<Driver, Guard>(
-        &mut self,
-        vmi: &VmiCore<Driver>,
-        from: Id,
-        va: Va,
-    ) -> Result<Id, (Id, VmiError)>
+    /// The driver's.
+    pub(super) fn descend<Driver, Guard>(&mut self, vmi: &VmiCore<Driver>, from: Id, va: Va) -> Result<Id, Stopped>
     where
         Driver: VmiRead,
         Driver::Architecture: ArchAdapter,

@@ -5,6 +5,7 @@ use std::hash::BuildHasher;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
+    adapter::Mapping,
     event::{PageEntryUpdate, PageTableMonitorEvent},
     slab::{Id, NONE, Slab, Slot},
 };
@@ -141,7 +142,7 @@ impl<Tag: Copy> Watches<Tag> {
     }
 
     /// A new address, not attached to a node yet, with what it maps to at the start.
-    pub(super) fn insert(&mut self, ctx: AddressContext, view: View, tag: Tag, maps: Option<(Pa, u8)>) -> Id {
+    pub(super) fn insert(&mut self, ctx: AddressContext, view: View, tag: Tag, maps: Option<Mapping>) -> Id {
         let (pa, shift) = maps.unwrap_or((UNMAPPED, 0));
         let watch = Watch { ctx, view, references: 1, tag: Some(tag), pa, shift, ..Watch::default() };
         let id = self.slab.insert(watch);
@@ -207,7 +208,7 @@ impl<Tag: Copy> Watches<Tag> {
     }
 
     /// Notes what an address maps to now, and reports the difference.
-    pub(super) fn report(&mut self, id: Id, maps: Option<(Pa, u8)>, events: &mut Vec<PageTableMonitorEvent>) {
+    pub(super) fn report(&mut self, id: Id, maps: Option<Mapping>, events: &mut Vec<PageTableMonitorEvent>) {
         let watch = self.slab.at_mut(id);
         let old = watch.pa();
         (watch.pa, watch.shift) = maps.unwrap_or((UNMAPPED, 0));
