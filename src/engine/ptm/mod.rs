@@ -20,7 +20,6 @@ mod tree;
 mod watch;
 
 pub use self::{
-    adapter::Mapping,
     adapter::{ArchAdapter, EntryMeaning},
     event::{PageEntryUpdate, PageTableMonitorEvent},
     guard::{TableGuard, Unguarded, WriteProtect},
