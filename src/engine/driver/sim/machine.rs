@@ -83,7 +83,8 @@ impl Machine {
             };
             for _ in 0..TURN {
                 self.tick(id);
-                if !self.pending.is_empty() || self.now >= until || !self.is_runnable(id) {
+                let stands = self.vcpus.get(id).is_none_or(|cpu| cpu.halted || cpu.waiting);
+                if stands || !self.pending.is_empty() || self.now >= until {
                     break;
                 }
             }

@@ -114,10 +114,11 @@ impl Core<'_> {
             return Ok(Flow::Done);
         }
         let instruction = self.fetch()?;
-        let before = self.cpu.registers;
+        let before = self.cpu.registers.gp;
         let done = self.execute(&instruction);
         if done.is_err() {
-            self.cpu.registers = before;
+            // All other registers change only as the last thing that an instruction does.
+            self.cpu.registers.gp = before;
         } else {
             self.cpu.granted = false;
             self.cpu.emulate = false;

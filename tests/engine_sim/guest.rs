@@ -1,0 +1,225 @@
+//! What lives in the guest: processes, system calls, checks of its own code, patches of it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use indexmap::IndexSet;
+use vmscope::engine::{
+    addr::{Gfn, Pa, Va},
+    arch::{EventReason, amd64::*},
+    driver::{
+        MemoryAccess, VmiWrite,
+        sim::{SimDriver, SimOptions},
+    },
+    event::VmiEventResponse,
+    os::VmiOs,
+    session::VmiProber,
+    snapshot::{Process, ProcessFlag},
+};
+
+use crate::Guest;
+
+type Row = (u32, u32, String, Pa, bool, bool);
+
+/// What the guest says of its processes, in the form of a process list.
+fn truth(guest: &Guest) -> Vec<Row> {
+    let all = guest.driver().processes().into_iter();
+    all.map(|p| (p.pid, p.ppid, p.name, p.root, p.hidden, p.exiting)).collect()
+}
+
+fn processes(guest: &Guest) -> Vec<Process> {
+    guest.core.flush_v2p_cache();
+    let list = guest.os.processes(guest.session()).expect("can be read");
+    assert!(!list.truncated);
+    list.processes
+}
+
+fn listed(guest: &Guest) -> Vec<Row> {
+    let has = |process: &Process, flag| process.flags.contains(&flag);
+    let row = |p: Process| {
+        let (hidden, exiting) = (has(&p, ProcessFlag::Hidden), has(&p, ProcessFlag::Exiting));
+        (p.pid, p.ppid, p.name, p.root.unwrap_or_default(), hidden, exiting)
+    };
+    let mut rows: Vec<_> = processes(guest).into_iter().map(row).collect();
+    rows.sort();
+    rows
+}
+
+#[test]
+fn two_runs_from_one_seed_are_the_same_and_from_another_are_not() {
+    let trace = |seed| {
+        let guest = Guest::new(SimOptions { seed, ..SimOptions::default() });
+        guest.core.monitor_enable(EventMonitor::Register(ControlRegister::Cr3)).expect("supported");
+        let mut events = Vec::new();
+        guest.run(Duration::from_secs(2), |event| {
+            events.push((event.vcpu_id(), *event.registers(), *event.reason()));
+            VmiEventResponse::default()
+        });
+        (events, guest.driver().processes())
+    };
+    let first = trace(7);
+    assert!(first.0.len() > 200, "processes are switched: {}", first.0.len());
+    assert!(first.0.iter().any(|(vcpu, ..)| vcpu.0 == 1), "on every vCPU");
+    assert_eq!(first, trace(7));
+    assert_ne!(first, trace(8));
+}
+
+#[test]
+fn the_kernel_lies_elsewhere_for_every_seed() {
+    let base =
+        |seed| VmiOs::<SimDriver>::kernel_image_base(&Guest::new(SimOptions { seed, ..SimOptions::default() }).os);
+    let bases: BTreeSet<Va> = (0..8).map(base).collect();
+    assert_eq!(bases.len(), 8);
+    assert!(bases.iter().all(|base| base.0 >> 36 == 0x0fff_ff80), "{bases:x?}");
+}
+
+#[test]
+fn the_process_list_is_the_guests_own_while_processes_come_and_go() {
+    for la57 in [false, true] {
+        let guest = Guest::new(SimOptions { la57, ..SimOptions::default() });
+        let mut pids = BTreeSet::new();
+        let (mut exits, mut hidden) = (0, 0);
+        for _ in 0..60 {
+            guest.run(Duration::from_millis(100), |_| VmiEventResponse::default());
+            let rows = listed(&guest);
+            assert_eq!(rows, truth(&guest), "la57: {la57}");
+            exits += rows.iter().filter(|row| row.5).count();
+            hidden += rows.iter().filter(|row| row.4).count();
+            pids.extend(rows.into_iter().map(|row| row.0));
+        }
+        assert!(pids.len() > 42, "processes start: {}", pids.len());
+        assert!(exits > 0, "processes end");
+        assert_eq!(hidden, 60, "one hides all the time");
+        assert_eq!(guest.driver().tamper_count(), 0);
+    }
+}
+
+#[test]
+fn ten_thousand_processes_fit_and_three_do() {
+    for processes in [10_000, 3] {
+        let guest = Guest::new(SimOptions { processes, ..SimOptions::default() });
+        guest.run(Duration::from_millis(500), |_| VmiEventResponse::default());
+        let rows = listed(&guest);
+        assert!(rows.len() >= processes);
+        assert_eq!(rows, truth(&guest));
+    }
+}
+
+#[test]
+fn a_hit_of_a_hidden_breakpoint_has_process_and_arguments_and_the_guest_notices_nothing() {
+    let guest = Guest::new(SimOptions::default());
+    let (view, gfn) = guest.hide_breakpoint("nt!NtCreateFile");
+    let address = guest.symbol("nt!NtCreateFile");
+    let (mut hits, mut reads, mut names) = (0, 0, BTreeSet::new());
+    guest.run(Duration::from_secs(2), |event| {
+        let state = guest.session().with_registers(event.registers());
+        assert_eq!(event.view(), Some(view));
+        if let Some(frame) = event.reason().as_software_breakpoint() {
+            if event.registers().gp.rip != address.0 {
+                // One program runs breakpoints of its own.
+                assert!(event.registers().cpl() == 3);
+                return VmiEventResponse::reinject_interrupt();
+            }
+            assert_eq!(frame, gfn);
+            hits += 1;
+            let process = guest.os.current_process(state).expect("readable").expect("running");
+            let own = guest.driver().processes().into_iter().find(|p| p.pid == process.pid).expect("known");
+            assert_eq!((own.root, &own.name), (event.registers().root(), &process.name));
+            names.insert(process.name);
+            let argument = |index| guest.os.function_argument(state, index).expect("on the stack");
+            let attributes = Va(argument(2));
+            assert_eq!(state.read_u32(attributes).expect("OBJECT_ATTRIBUTES"), 0x30);
+            let name = state.read_u64(attributes + 0x10).expect("its name");
+            let text = state.read_u64(Va(name) + 8).expect("its text");
+            assert!(state.read_wstring_limited(Va(text), 64).expect("text").starts_with("\\??\\C:\\ProgramData\\"));
+            assert_eq!((argument(1), argument(5), argument(8)), (0x8010_0080, 0x80, 0x60));
+            let back = state.return_address().expect("on the stack");
+            let caller = guest.symbol("nt!KiSystemCall64");
+            assert!((caller..caller + 0x200).contains(&back));
+        } else {
+            let access = event.reason().as_memory_access().expect("nothing else is monitored");
+            assert_eq!(access.access, MemoryAccess::R, "the guest reads its own code");
+            reads += 1;
+        }
+        VmiEventResponse::fast_singlestep(guest.core.default_view())
+    });
+    assert!(hits > 200, "{hits} hits");
+    assert!(reads > 100, "{reads} reads");
+    assert!(names.len() > 20, "{names:?}");
+    assert_eq!(guest.driver().tamper_count(), 0);
+}
+
+#[test]
+fn the_guest_notices_a_visible_patch_and_says_so() {
+    let guest = Guest::new(SimOptions::default());
+    let pa = guest.physical("nt!NtVdmControl");
+    guest.run(Duration::from_secs(1), |_| VmiEventResponse::default());
+    guest.driver().write_physical(pa, &[0xcc]).expect("writable");
+    guest.run(Duration::from_secs(1), |_| VmiEventResponse::default());
+    assert_eq!(guest.driver().tamper_count(), 0, "a service that nothing checks");
+
+    let pa = guest.physical("nt!IopCreateFile") + 0x60;
+    // Behind its last instruction, so that only the check sees it.
+    let byte = guest.core.read_u8(pa).expect("in memory");
+    guest.driver().write_physical(pa, &[byte ^ 1]).expect("writable");
+    guest.run(Duration::from_secs(1), |_| VmiEventResponse::default());
+    let noticed = guest.driver().tamper_count();
+    assert!(noticed > 0);
+    assert!(processes(&guest).iter().any(|process| process.name == "TAMPERED.exe"));
+    assert_eq!(listed(&guest), truth(&guest));
+
+    guest.driver().write_physical(pa, &[byte]).expect("writable");
+    guest.run(Duration::from_secs(1), |_| VmiEventResponse::default());
+    let after = guest.driver().tamper_count();
+    guest.run(Duration::from_secs(1), |_| VmiEventResponse::default());
+    assert_eq!(guest.driver().tamper_count(), after, "it is as it was again");
+}
+
+#[test]
+fn the_guest_patches_itself_and_finds_that_right() {
+    let guest = Guest::new(SimOptions::default());
+    let pa = guest.physical("nt!NtQuerySystemInformation");
+    let view = guest.core.default_view();
+    let protect = |access| guest.core.set_memory_access(Gfn(pa.0 >> 12), view, access);
+    protect(MemoryAccess::RX).expect("exists");
+    let mut writes = Vec::new();
+    guest.run(Duration::from_secs(5), |event| {
+        let access = event.reason().as_memory_access().expect("nothing else is monitored");
+        assert_eq!((access.pa, access.access), (pa, MemoryAccess::W));
+        assert_eq!(access.va, guest.symbol("nt!NtQuerySystemInformation"));
+        writes.push(guest.core.read_u16(pa).expect("in memory"));
+        VmiEventResponse::emulate()
+    });
+    assert_eq!(writes.len() as u64, guest.driver().patch_count());
+    assert!(writes.len() > 2 && writes.windows(2).all(|pair| pair[0] != pair[1]), "{writes:x?}");
+    assert_eq!(guest.driver().tamper_count(), 0);
+}
+
+#[test]
+fn a_process_in_detail() {
+    let guest = Guest::new(SimOptions::default());
+    guest.run(Duration::from_millis(300), |_| VmiEventResponse::default());
+    let mut missing = 0;
+    let mut complete = 0;
+    for process in processes(&guest) {
+        let prober = VmiProber::new(&IndexSet::new());
+        let detail = guest.os.process_detail(guest.session(), &process, &prober).expect("can be read");
+        assert!(detail.truncated.is_empty());
+        assert_eq!(detail.threads.len() as u32, process.threads, "{}", process.name);
+        assert!(detail.unavailable.iter().any(|what| what.starts_with("handles: ")));
+        if process.flags.contains(&ProcessFlag::Kernel) {
+            assert!(matches!(process.name.as_str(), "System" | "Registry" | "MemCompression"), "{}", process.name);
+            continue;
+        }
+        assert_eq!(detail.regions.len(), 6);
+        assert!(detail.regions.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        missing += detail.missing.len();
+        if detail.missing.is_empty() {
+            complete += 1;
+            assert!(detail.command_line.expect("there").contains(&process.name[..4]));
+            assert_eq!(detail.modules[1].name, "ntdll.dll");
+            assert!(detail.regions.iter().any(|region| region.name == "ntdll.dll" && region.protection == "rwxcs"));
+        }
+    }
+    assert!(missing > 0, "some pages are paged out");
+    assert!(complete > 0, "some processes are all there");
+}
