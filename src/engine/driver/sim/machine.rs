@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    cpu::{Core, DecodeCache, Flow, Stop},
+    cpu::{Core, DecodeCache, Flow, Stop, Tlb},
     kernel::Kernel,
     memory::Memory,
     vcpu::{Monitors, Vcpu},
@@ -43,6 +43,7 @@ pub(super) struct Machine {
     /// Virtual time in nanoseconds.
     pub(super) now: u64,
     decoded: DecodeCache,
+    tlb: Tlb,
     turn: usize,
 }
 
@@ -50,6 +51,7 @@ impl Machine {
     pub(super) fn new(memory: Memory, vcpus: Vec<Vcpu>, kernel: Kernel) -> Self {
         Self {
             views: Views::new(memory.ram_frames()),
+            tlb: Tlb::new(memory.ram_frames()),
             memory,
             vcpus,
             kernel,
@@ -74,6 +76,8 @@ impl Machine {
 
     /// Runs until an event is pending or virtual time has come to `until`. Does nothing while paused.
     pub(super) fn run(&mut self, until: u64) {
+        // Anything may have been changed from outside since the last time.
+        self.tlb.flush();
         let count = self.vcpus.len();
         while self.pending.is_empty() && self.pauses == 0 && self.now < until {
             let turns = (0..count).map(|i| (self.turn + i) % count);
@@ -129,6 +133,7 @@ impl Machine {
             views: &self.views,
             monitors: &self.monitors,
             decoded: &mut self.decoded,
+            tlb: &mut self.tlb,
             now: self.now,
         };
         // An exception is delivered in the same tick: an instruction and its fault are one step.
@@ -136,6 +141,7 @@ impl Machine {
             match core.step() {
                 Ok(Flow::Done) => break None,
                 Ok(Flow::Model) => {
+                    core.tlb.flush();
                     self.kernel.call(core.memory, core.cpu, id, self.now);
                     break None;
                 }
@@ -191,6 +197,7 @@ impl Machine {
             views: &self.views,
             monitors: &self.monitors,
             decoded: &mut self.decoded,
+            tlb: &mut self.tlb,
             now: self.now,
         }))
     }
@@ -242,6 +249,7 @@ impl Machine {
             }
         }
         if self.pauses > 0 && self.vcpus.get(id).is_some_and(|cpu| cpu.owes_step) {
+            self.tlb.flush();
             self.tick(id);
         }
     }
@@ -259,6 +267,7 @@ impl Machine {
         if cpu.halted {
             self.now = self.now.max(self.kernel.deadline(usize::from(id.0)));
         }
+        self.tlb.flush();
         self.tick(usize::from(id.0));
         Ok(())
     }

@@ -50,8 +50,26 @@ pub(super) struct Place {
 }
 
 impl Core<'_> {
+    /// The address in the machine's memory that an access ends at, behind page tables and view.
+    #[inline]
+    pub(super) fn resolve(&mut self, va: u64, need: Need, user: bool) -> Result<u64, Stop> {
+        let (page, root, view) = (va >> 12, self.cpu.registers.cr3, self.cpu.view);
+        // What is emulated is allowed only this once.
+        if self.cpu.emulate {
+            let gpa = self.translate(va, need, user)?;
+            return self.through_view(gpa, va, need.access());
+        }
+        if let Some(frame) = self.tlb.get(page, root, view, user, need) {
+            return Ok(frame << 12 | va & 0xfff);
+        }
+        let gpa = self.translate(va, need, user)?;
+        let host = self.through_view(gpa, va, need.access())?;
+        self.tlb.put(page, root, view, (user, need), host >> 12);
+        Ok(host)
+    }
+
     /// The guest-physical address of a virtual one, with accessed and dirty bits set on the way.
-    pub(super) fn translate(&mut self, va: u64, need: Need, user: bool) -> Result<u64, Stop> {
+    fn translate(&mut self, va: u64, need: Need, user: bool) -> Result<u64, Stop> {
         let levels = self.cpu.registers.paging_levels();
         if !is_canonical(Va(va), levels) {
             return Err(protection());
@@ -69,6 +87,7 @@ impl Core<'_> {
         for &level in PageTableLevel::walk(levels) {
             let at = table + level.index(Va(va)) * 8;
             let host = self.through_view(at, va, MemoryAccess::R)?;
+            self.tlb.walked(host >> 12);
             let raw = self.memory.read_u64(host).unwrap_or(0);
             let entry = PageTableEntry(raw);
             if !entry.is_present() {
@@ -140,14 +159,12 @@ impl Core<'_> {
     /// Finds up to a page of bytes for an access; nothing is written before all of it was found.
     pub(super) fn locate(&mut self, va: u64, length: usize, need: Need, user: bool) -> Result<Place, Stop> {
         let room = 4096 - (va & 0xfff) as usize;
-        let gpa = self.translate(va, need, user)?;
-        let first = self.through_view(gpa, va, need.access())?;
+        let first = self.resolve(va, need, user)?;
         if length <= room {
             return Ok(Place { first: (first, length), second: (0, 0) });
         }
         let behind = va.wrapping_add(room as u64);
-        let gpa = self.translate(behind, need, user)?;
-        let second = self.through_view(gpa, behind, need.access())?;
+        let second = self.resolve(behind, need, user)?;
         Ok(Place { first: (first, room), second: (second, length - room) })
     }
 
@@ -167,8 +184,10 @@ impl Core<'_> {
     pub(super) fn put(&mut self, place: Place, bytes: &[u8]) {
         if let Some((head, tail)) = bytes.split_at_checked(place.first.1) {
             let _ = self.memory.write(place.first.0, head);
+            self.tlb.written(place.first.0 >> 12);
             if !tail.is_empty() {
                 let _ = self.memory.write(place.second.0, tail);
+                self.tlb.written(place.second.0 >> 12);
             }
         }
     }

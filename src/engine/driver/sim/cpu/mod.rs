@@ -12,10 +12,12 @@ mod mmu;
 mod operand;
 mod string;
 mod system;
+mod tlb;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 
 use self::mmu::Need;
+pub(super) use self::tlb::Tlb;
 use super::{
     memory::Memory,
     vcpu::{Monitors, Vcpu},
@@ -99,6 +101,7 @@ pub(super) struct Core<'a> {
     pub(super) views: &'a Views,
     pub(super) monitors: &'a Monitors,
     pub(super) decoded: &'a mut DecodeCache,
+    pub(super) tlb: &'a mut Tlb,
     /// Virtual time in nanoseconds, for RDTSC.
     pub(super) now: u64,
 }
@@ -149,8 +152,7 @@ impl Core<'_> {
     }
 
     fn locate_code(&mut self, rip: u64) -> Result<u64, Stop> {
-        let gpa = self.translate(rip, Need::Execute, self.is_user())?;
-        self.through_view(gpa, rip, Need::Execute.access())
+        self.resolve(rip, Need::Execute, self.is_user())
     }
 
     fn copy_code(&self, pa: u64, bytes: &mut [u8]) {

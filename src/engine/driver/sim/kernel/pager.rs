@@ -136,6 +136,9 @@ fn pages() -> impl Iterator<Item = u64> {
         .chain(page::HEAP..page::HEAP + page::HEAP_PAGES)
 }
 
+/// How many they are.
+const PAGES: u64 = 2 * page::STACK + 4 + page::HEAP_PAGES;
+
 /// The pages that every round of a program needs.
 fn is_hot(number: u64) -> bool {
     number == page::STACK - 1 || number == page::HEAP
@@ -286,7 +289,7 @@ impl Kernel {
         }
         for _ in 0..4 {
             let place = self.random.below(self.processes.len() as u64) as usize;
-            let number = self.random.below(page::HEAP + page::HEAP_PAGES);
+            let Some(number) = pages().nth(self.random.below(PAGES) as usize) else { continue };
             let Some(process) = self.process(place).filter(|process| self.may_trim(process)) else { continue };
             let va = process.region + number * 0x1000;
             let (level, at, entry) = process.space.walk(memory, va);
