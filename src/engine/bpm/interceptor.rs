@@ -150,7 +150,11 @@ where
             Entry::Occupied(entry) => {
                 let Shadow { frame, points, .. } = entry.into_mut();
                 match points.binary_search_by_key(&offset, |point| point.offset) {
-                    Ok(at) => points[at].references += 1,
+                    Ok(at) => {
+                        if let Some(point) = points.get_mut(at) {
+                            point.references += 1;
+                        }
+                    }
                     Err(at) => {
                         Self::check_overlap(points, at, offset, pa)?;
                         let mut saved = [0; MAX_BREAKPOINT];
@@ -191,9 +195,9 @@ where
         let found = self.shadows.find_entry(self.hasher.hash(view, gfn.0), |shadow| shadow.is(view, gfn));
         let Ok(mut entry) = found else { return Ok(None) };
         let Shadow { frame, points, .. } = entry.get_mut();
-        let Ok(at) = points.binary_search_by_key(&offset, |point| point.offset) else { return Ok(None) };
         let last = points.len() == 1;
-        let point = &mut points[at];
+        let Ok(at) = points.binary_search_by_key(&offset, |point| point.offset) else { return Ok(None) };
+        let Some(point) = points.get_mut(at) else { return Ok(None) };
         if point.references > 1 {
             point.references -= 1;
             return Ok(Some(false));
