@@ -1,6 +1,13 @@
 //! Runs without a terminal, over a small engine that answers commands and counts hits.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::{self, Output, Stdio},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -31,6 +38,8 @@ struct Manner {
     real_time: bool,
     /// Ends, as by a mistake of its own, when it is asked to pause.
     dies: bool,
+    /// Lets no time pass while it is paused.
+    stands_still: bool,
     /// Loses the guest when it is asked to pause.
     loses: bool,
 }
@@ -106,6 +115,7 @@ impl Fake {
 
     fn apply(&mut self, command: &Command) -> Result<Done, String> {
         match command {
+            Command::Advance(_) if self.manner.stands_still && self.snapshot.status == Status::Paused => {}
             Command::Advance(ticks) => self.advance(*ticks),
             Command::AddBreakpoint { target, .. } if target.place == "nowhere" => {
                 return Err("cannot set a breakpoint on nowhere: there is no such symbol; check its name".into());
@@ -234,6 +244,14 @@ fn a_wait_in_virtual_time_counts_guest_time() {
     let run = run(Manner::default(), Plan { end: End::For(Duration::ZERO), ..plan("wait:70ms p", Some(1000)) });
     assert_eq!(run.ended, Ok(()));
     assert_eq!((run.json()["taken_at_ns"].as_u64(), run.json()["status"].as_str()), (Some(70_000_000), Some("paused")));
+}
+
+#[test]
+fn a_wait_passes_while_the_guest_is_paused() {
+    let manner = Manner { stands_still: true, ..Manner::default() };
+    let run = run(manner, plan("p wait:70ms j", Some(100)));
+    assert_eq!(run.ended, Ok(()));
+    assert_eq!(run.json()["taken_at_ns"], 0);
 }
 
 #[test]
@@ -375,4 +393,78 @@ fn every_name_of_the_json_form_is_documented() {
     let missing: Vec<_> = found.iter().filter(|name| !document.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "docs/snapshot.md does not name {missing:?}");
     assert!(document.contains(&format!("| `schema` | {SCHEMA} |")));
+}
+
+/// Runs the program itself in a folder of its own.
+fn vmscope(arguments: &[&str], folder: &Path) -> Output {
+    let mut command = process::Command::new(env!("CARGO_BIN_EXE_vmscope"));
+    command.args(arguments).current_dir(folder).env("XDG_CONFIG_HOME", folder.join("config")).env("HOME", folder);
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn the_built_in_guest_lives_the_same_life_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    let live = |name: &str| {
+        let shots = ["txt", "ansi", "svg", "png", "json"].map(|extension| format!("{name}.{extension}"));
+        let keys = "2 a 'nt!NtCreateFile' enter wait:hits>=3 space 1 j enter wait:50ms";
+        let mut arguments = vec!["demo", "--seed", "7", "--ticks", "400", "--headless", "--keys", keys];
+        shots.iter().for_each(|shot| arguments.extend(["--screenshot", shot]));
+        let output = vmscope(&arguments, folder.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        shots.map(|shot| read(&shot))
+    };
+    assert!(live("first") == live("second"));
+}
+
+#[test]
+fn a_breakpoint_in_the_built_in_guest_is_hit_and_taken_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = "2 a 'nt!NtCreateFile' enter wait:hits>=3 space";
+    let output = vmscope(&["demo", "--headless", "--keys", keys, "--screenshot", "out.json"], folder.path());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: Value = serde_json::from_slice(&std::fs::read(folder.path().join("out.json")).unwrap()).unwrap();
+    let breakpoint = &json["breakpoints"][0];
+    assert_eq!(breakpoint["state"], "disabled");
+    let hits = breakpoint["last_hits"].as_array().unwrap();
+    assert!(hits.len() >= 3 && hits.iter().all(|hit| hit["process"].as_str().is_some_and(|name| !name.is_empty())));
+}
+
+#[test]
+fn wrong_use_is_one_sentence_and_status_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    at("broken.toml", "text = [");
+    at("keys.toml", "[keys]\nquit = 'z'\n");
+    at("unknown.toml", "colour = 'red'\n");
+    for (arguments, said) in [
+        (["--theme", "nosuch"], "nosuch"),
+        (["--theme", "broken.toml"], "broken.toml"),
+        (["--config", "nosuch.toml"], "nosuch.toml"),
+        (["--config", "keys.toml"], "bound to both"),
+        (["--config", "unknown.toml"], "colour"),
+        (["--size", "0x0"], "not a screen size"),
+        (["--until", "hots>=1"], "not a counter"),
+    ] {
+        let output = vmscope(&[&["--headless"], &arguments[..]].concat(), folder.path());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(said), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_started_is_one_sentence_and_status_1() {
+    let folder = tempfile::tempdir().unwrap();
+    for (arguments, said) in [
+        (&["qemu", "--qmp", "unix:nosuch.sock", "--headless"][..], "nosuch.sock"),
+        (&["demo", "--headless", "--log-file", "no/such/folder/log"][..], "no/such/folder/log"),
+        (&["demo", "--headless", "--ticks", "20", "--keys", "wait:hits>=1"][..], "hits>=1"),
+    ] {
+        let output = vmscope(arguments, folder.path());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(text.contains(said) && text.lines().count() == 1, "{arguments:?}: {text}");
+    }
 }

@@ -74,6 +74,15 @@ impl Scripted {
         }
     }
 
+    /// The script's clock. In virtual time it counts the ticks asked for: that is the guest's time, except that it goes on
+    /// while the guest is paused.
+    const fn now(&self, situation: &Situation<'_>) -> Duration {
+        match self.ticks {
+            Some(_) => Duration::from_millis(self.advanced),
+            None => situation.now,
+        }
+    }
+
     /// Lets time pass while something is waited for, `left` of it at most.
     fn pass(&mut self, left: Duration, what: &dyn Fn() -> String) -> Next {
         let Some(ticks) = self.ticks else {
@@ -95,7 +104,7 @@ impl Scripted {
         if left.is_zero() {
             return None;
         }
-        Some(self.pass(left, &|| format!("for {time:?} of guest time")))
+        Some(self.pass(left, &|| format!("for {time:?}")))
     }
 
     /// Waits for a condition, for a bounded time of real time unless `bound` is `None`.
@@ -108,9 +117,9 @@ impl Scripted {
         if condition.holds(situation.snapshot) {
             return None;
         }
-        let reached = condition.now(situation.snapshot);
-        let since = *self.waiting_since.get_or_insert(situation.now);
-        let left = bound.map_or(Duration::MAX, |bound| (since + bound).saturating_sub(situation.now));
+        let (reached, now) = (condition.now(situation.snapshot), self.now(situation));
+        let since = *self.waiting_since.get_or_insert(now);
+        let left = bound.map_or(Duration::MAX, |bound| (since + bound).saturating_sub(now));
         if left.is_zero() && self.ticks.is_none() {
             let bound = bound.unwrap_or_default().as_secs();
             return Some(Next::Fail(format!(
@@ -128,7 +137,7 @@ impl Scripted {
                 _ => None,
             },
             End::Until(condition) => self.wait_until(&condition, situation, None),
-            End::For(time) => self.wait_time(time, situation.now),
+            End::For(time) => self.wait_time(time, self.now(situation)),
         };
         waiting.unwrap_or(Next::End)
     }
@@ -170,7 +179,7 @@ impl Console for Scripted {
         while let Some(step) = self.steps.front().cloned() {
             let waiting = match &step {
                 Step::Key(_) => None,
-                Step::Pause(time) => self.wait_time(*time, situation.now),
+                Step::Pause(time) => self.wait_time(*time, self.now(situation)),
                 Step::Until(condition) => self.wait_until(condition, situation, Some(WAIT_BOUND)),
             };
             if let Some(next) = waiting {
