@@ -204,7 +204,7 @@ fn the_main_job(options: Options) {
     dashboard.key(KeyCode::Char(' '));
     let snapshot = dashboard.wait("the breakpoint again", |s| state(s) == Some(BreakpointState::Active));
     assert_eq!(hits(&snapshot), 57, "none while it was off");
-    guest.sh("work open 5 & work open 6; wait");
+    guest.sh("work open 5 | work open 6");
     dashboard.wait("11 more hits on two vCPUs", |s| hits(s) == 68);
 
     // A page that comes and goes.
