@@ -223,7 +223,8 @@ fn the_main_job(options: Options) {
     assert_eq!((snapshot.counters.page_ins, snapshot.counters.page_outs), (1, 1));
     guest.end(map);
 
-    // Pause, step, go on.
+    // Pause, step, go on; both vCPUs are busy, because an idle one has no next instruction.
+    let busy: Vec<_> = (0..2).map(|_| guest.start("sh -c 'echo ready; exec work cpu 100000000000'")).collect();
     dashboard.keys("p");
     dashboard.wait("a paused guest", |s| s.status == Status::Paused);
     assert_ne!(guest.status(), "running");
@@ -233,6 +234,8 @@ fn the_main_job(options: Options) {
     dashboard.wait("a step", |s| rip(s) != before);
     dashboard.keys("p");
     dashboard.wait("a running guest", |s| s.status == Status::Running);
+
+    busy.into_iter().for_each(|job| guest.end(job));
 
     // Leaving takes the breakpoint along.
     dashboard.close();
