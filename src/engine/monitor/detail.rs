@@ -60,7 +60,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let mut detail = read.map_err(|error| format!("could not read process {pid}: {error}"))?;
         let who = format!("details of {} ({pid})", process.name);
         for page in prober.page_faults() {
-            detail.missing.push(page.va);
+            if !detail.missing.contains(&page.va) {
+                detail.missing.push(page.va);
+            }
             // Waited for, not injected: nobody asked for more than a look.
             self.faults.request(page, &who, vmi.driver().clock_ns());
         }

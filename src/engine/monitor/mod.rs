@@ -48,6 +48,9 @@ use super::{
     snapshot::{BreakpointId, Detail, Process, Scope, Snapshot, TableId},
 };
 
+/// The longest wait for an event: a command is answered within a frame.
+const WAIT: Duration = Duration::from_millis(10);
+
 /// What the engine's user may set before it starts.
 #[derive(Clone, Debug)]
 pub struct MonitorOptions {
@@ -132,6 +135,8 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     due: Due,
     /// In lock-step: the clock at which the guest stops until the next [`Command::Advance`], and who waits for it.
     advance: Option<(u64, Sender<Answer>)>,
+    /// How long the next wait for an event may last.
+    wait: Duration,
     quit: bool,
     os: std::marker::PhantomData<Os>,
 }
@@ -160,6 +165,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             refusal_at: None,
             due: Due::default(),
             advance: None,
+            wait: WAIT,
             quit: false,
             os: std::marker::PhantomData,
         }
@@ -204,16 +210,27 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
     }
 
+    /// Whether the guest has yet to run as far as the last [`Command::Advance`] said; answers that command when not.
+    fn is_advancing(&mut self, vmi: VmiSession<'_, D, Os>) -> bool {
+        let Some((until, answer)) = self.advance.take() else { return false };
+        let left = until.saturating_sub(vmi.driver().clock_ns());
+        if left > 0 && !self.paused {
+            // To the tick, not beyond it: runs are told apart by the clock.
+            self.wait = WAIT.min(Duration::from_nanos(left));
+            self.advance = Some((until, answer));
+            return true;
+        }
+        self.refresh_all(vmi);
+        self.publish(vmi);
+        // Nobody waiting for the answer is not an error.
+        let _ = answer.send(Ok(Done::Quiet));
+        false
+    }
+
     /// Applies the commands that wait. In lock-step, waits for the next [`Command::Advance`].
     fn serve(&mut self, vmi: VmiSession<'_, D, Os>) {
-        if let Some((until, answer)) = self.advance.take() {
-            if vmi.driver().clock_ns() < until && !self.paused {
-                self.advance = Some((until, answer));
-                return;
-            }
-            self.refresh_all(vmi);
-            self.publish(vmi);
-            let _ = answer.send(Ok(Done::Quiet));
+        if self.is_advancing(vmi) {
+            return;
         }
         loop {
             let request = if self.options.lock_step {
@@ -238,7 +255,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 }
                 Command::Advance(ticks) if self.options.lock_step => {
                     let until = vmi.driver().clock_ns().saturating_add(ticks.saturating_mul(1_000_000));
-                    return self.advance = Some((until, answer));
+                    self.advance = Some((until, answer));
+                    if self.is_advancing(vmi) {
+                        return;
+                    }
                 }
                 command => {
                     let result = self.apply(vmi, command);
@@ -278,8 +298,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        // Short enough that a command is answered within a frame or two.
-        Some(Duration::from_millis(10))
+        Some(self.wait)
     }
 
     fn cleanup(&mut self, vmi: VmiSession<'_, D, Os>) {
