@@ -316,7 +316,7 @@ fn a_process_that_has_ended_has_no_detail() {
     let process = process(&machine, &os, 1);
     machine.poke32(init + offset("task_struct", "tgid"), 99);
     let prober = VmiProber::new(&IndexSet::new());
-    let error = os.process_detail(VmiSession::new(&machine.core, &os), &process, &prober).err().expect("it is gone");
+    let error = os.process_detail(VmiSession::new(&machine.core, &os), &process, &prober).expect_err("it is gone");
     assert_eq!(error.to_string(), "process 1 (init) has ended");
 }
 

@@ -115,7 +115,7 @@ proptest! {
         cut in any::<prop::sample::Index>(),
     ) {
         let mut memory = tables(&symbols(TEXT, form), AT, form);
-        spoil(&mut memory, &damage, prop::sample::Index::from(damage[0].0));
+        spoil(&mut memory, &damage, damage[0].0);
         let _ = kallsyms::parse(&memory, AT, TEXT);
         let mut memory = tables(&symbols(TEXT, form), AT, form);
         spoil(&mut memory, &damage, cut);

@@ -119,10 +119,9 @@ impl<'a> Btf<'a> {
         let mut at = 0;
         while let (Ok(position), Some(found)) = (u32::try_from(at), type_at(types, at)) {
             btf.positions.push(position);
-            if found.is_structure() && found.name != 0 {
-                if let Some(name) = string_at(strings, found.name as usize, LONGEST) {
-                    btf.structures.entry(name).or_insert(btf.positions.len() as u32);
-                }
+            let is_named = found.is_structure() && found.name != 0;
+            if is_named && let Some(name) = string_at(strings, found.name as usize, LONGEST) {
+                btf.structures.entry(name).or_insert(btf.positions.len() as u32);
             }
             at = found.rest + found.rest_bytes();
         }
