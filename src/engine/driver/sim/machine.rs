@@ -117,10 +117,10 @@ impl Machine {
         if cpu.delivering.is_none() {
             if let Some(interrupt) = cpu.injected.take() {
                 cpu.delivering = Some(interrupt);
-            } else if cpu.is_interruptible() {
-                if let Some(vector) = self.kernel.take_interrupt(id, self.now) {
-                    cpu.delivering = Some(external(vector));
-                }
+            } else if cpu.is_interruptible()
+                && let Some(vector) = self.kernel.take_interrupt(id, self.now)
+            {
+                cpu.delivering = Some(external(vector));
             }
         }
         if cpu.halted && cpu.delivering.is_none() {
@@ -243,10 +243,10 @@ impl Machine {
             VmiEventAction::FastSinglestep => cpu.fast_return = Some(cpu.view),
             VmiEventAction::Emulate => cpu.emulate = true,
         }
-        if let (Some(view), Some(cpu)) = (response.view, self.vcpus.get_mut(id)) {
-            if self.views.exists(view) {
-                cpu.view = view;
-            }
+        if let (Some(view), Some(cpu)) = (response.view, self.vcpus.get_mut(id))
+            && self.views.exists(view)
+        {
+            cpu.view = view;
         }
         if self.pauses > 0 && self.vcpus.get(id).is_some_and(|cpu| cpu.owes_step) {
             self.tlb.flush();

@@ -61,6 +61,12 @@ impl Memory {
         Some(u64::from_le_bytes(*frame.get(at..at + 8)?.first_chunk()?))
     }
 
+    /// Sixteen bytes that lie in one page.
+    #[inline]
+    pub(super) fn read_chunk(&self, pa: u64) -> Option<&[u8; 16]> {
+        self.frame(pa >> 12)?.get((pa & 0xfff) as usize..)?.first_chunk()
+    }
+
     /// Eight bytes that lie in one page; where there is no memory, nothing happens.
     #[inline]
     pub(super) fn write_u64(&mut self, pa: u64, value: u64) {

@@ -32,10 +32,10 @@ impl Table {
     #[inline]
     fn get(&self, gfn: u64) -> Mapping {
         let word = self.known.get((gfn >> 6) as usize);
-        if word.is_none_or(|word| word >> (gfn & 63) & 1 != 0) {
-            if let Some(mapping) = self.changed.get(&gfn) {
-                return *mapping;
-            }
+        if word.is_none_or(|word| word >> (gfn & 63) & 1 != 0)
+            && let Some(mapping) = self.changed.get(&gfn)
+        {
+            return *mapping;
         }
         Mapping { access: self.default_access, options: MemoryAccessOptions::default(), shows: gfn }
     }

@@ -29,7 +29,7 @@ fn result_flags(value: u64, size: usize) -> u64 {
     if value & sign(size) != 0 {
         flags |= SF;
     }
-    if (value as u8).count_ones() % 2 == 0 {
+    if (value as u8).count_ones().is_multiple_of(2) {
         flags |= PF;
     }
     flags
@@ -268,5 +268,22 @@ impl Core<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_and_differences_have_the_flags_of_the_manual() {
+        assert_eq!(add(0x7f, 1, 0, 1), (0x80, SF | OF | AF));
+        assert_eq!(add(0xff, 1, 0, 1), (0, ZF | CF | PF | AF));
+        assert_eq!(add(u64::MAX, 0, 1, 8), (0, ZF | CF | PF | AF));
+        assert_eq!(add(0x8000_0000, 0x8000_0000, 0, 4), (0, ZF | CF | OF | PF));
+        assert_eq!(subtract(0, 1, 0, 4), (0xffff_ffff, SF | CF | PF | AF));
+        assert_eq!(subtract(0x80, 1, 0, 1), (0x7f, OF | AF));
+        assert_eq!(subtract(5, 5, 0, 8), (0, ZF | PF));
+        assert_eq!(subtract(5, u64::MAX, 1, 8), (5, CF | PF | AF));
     }
 }

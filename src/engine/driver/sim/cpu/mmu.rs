@@ -170,6 +170,9 @@ impl Core<'_> {
 
     /// Up to eight bytes, little-endian.
     pub(super) fn get(&self, place: Place) -> u64 {
+        if place.first.1 == 8 {
+            return self.memory.read_u64(place.first.0).unwrap_or(u64::MAX);
+        }
         let mut bytes = [0xff; 8];
         let total = (place.first.1 + place.second.1).min(8);
         if let Some((head, tail)) = bytes.get_mut(..total).and_then(|b| b.split_at_mut_checked(place.first.1)) {

@@ -139,6 +139,10 @@ impl Core<'_> {
         let rip = self.cpu.registers.gp.rip;
         let here = self.locate_code(rip)?;
         let room = 4096 - (here & 0xfff) as usize;
+        if let Some(bytes) = self.memory.read_chunk(here) {
+            return self.decoded.decode(rip, *bytes, 15).filter(|i| !i.is_invalid()).ok_or_else(invalid);
+        }
+        // The instruction may go on in the next page.
         let mut bytes = [0; 16];
         let length = room.min(15);
         self.copy_code(here, bytes.get_mut(..length).ok_or_else(invalid)?);

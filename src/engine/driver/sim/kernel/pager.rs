@@ -420,10 +420,10 @@ impl Kernel {
     fn release_entry(&mut self, memory: &mut Memory, entry: u64) {
         if entry & PRESENT != 0 || is_transition(entry) {
             self.frames.free(memory, entry & FRAME & 0xffff_ffff_ffff);
-        } else if let Some(slot) = slot_of(entry) {
-            if let Stored::Frame(frame) = self.pager.take(slot) {
-                self.frames.free(memory, frame);
-            }
+        } else if let Some(slot) = slot_of(entry)
+            && let Stored::Frame(frame) = self.pager.take(slot)
+        {
+            self.frames.free(memory, frame);
         }
     }
 }

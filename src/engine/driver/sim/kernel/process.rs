@@ -135,10 +135,10 @@ impl CidTable {
 impl Kernel {
     /// An unused id.
     fn take_id(&mut self) -> Result<u64, VmiError> {
-        if self.cid.free.len() > CidTable::REST {
-            if let Some(id) = self.cid.free.pop_front() {
-                return Ok(id);
-            }
+        if self.cid.free.len() > CidTable::REST
+            && let Some(id) = self.cid.free.pop_front()
+        {
+            return Ok(id);
         }
         self.cid.next += 4 * (1 + self.random.below(4));
         if self.cid.next < CidTable::END {
@@ -343,7 +343,7 @@ impl Kernel {
         };
         let image = |base: u64| (base / 0x1000, base / 0x1000 + IMAGE_BYTES / 0x1000 - 1, IMAGE);
         let base = process.program.and_then(|program| self.programs.get(program)).map_or(0, |program| program.base);
-        let mut regions = vec![
+        let mut regions = [
             own(0, 2 * page::STACK),
             own(page::PEB, 2),
             own(page::PARAMETERS, 2),

@@ -40,10 +40,10 @@ impl Frames {
 
     /// The first physical address of frames that follow each other.
     pub(super) fn take_run(&mut self, count: u64) -> Result<u64, VmiError> {
-        if count == 1 {
-            if let Some(frame) = self.freed.pop_front() {
-                return Ok(frame << 12);
-            }
+        if count == 1
+            && let Some(frame) = self.freed.pop_front()
+        {
+            return Ok(frame << 12);
         }
         let first = self.next;
         if count > self.end.saturating_sub(first) {

@@ -144,11 +144,11 @@ impl Kernel {
                 return call(routine(self, "PspInsertProcess"), process.object, 0);
             }
         }
-        if let Some(&(at, object)) = self.worker.deletions.front() {
-            if at <= now {
-                self.worker.deletions.pop_front();
-                return call(routine(self, "PspProcessDelete"), object, 0);
-            }
+        if let Some(&(at, object)) = self.worker.deletions.front()
+            && at <= now
+        {
+            self.worker.deletions.pop_front();
+            return call(routine(self, "PspProcessDelete"), object, 0);
         }
         if self.worker.next_check <= now {
             self.worker.next_check = now + CHECK_NS;
