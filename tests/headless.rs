@@ -105,7 +105,7 @@ impl Fake {
         self.snapshot.taken_at_ns += ticks * 1_000_000;
         let mut rows = self.snapshot.breakpoints.to_vec();
         for row in rows.iter_mut().filter(|row| row.state == BreakpointState::Active) {
-            if self.snapshot.taken_at_ns % 10_000_000 == 0 {
+            if self.snapshot.taken_at_ns.is_multiple_of(10_000_000) {
                 row.hits += 1;
                 self.snapshot.counters.hits += 1;
             }

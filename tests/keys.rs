@@ -410,3 +410,13 @@ fn a_click_selects_and_the_wheel_scrolls_what_it_is_over() {
     assert_eq!(user.state.pane(PaneId::Breakpoints).position, 0);
     assert_eq!(user.state.focus, PaneId::Processes, "the wheel does not take the focus");
 }
+
+#[test]
+fn the_log_shows_more_or_less_of_a_chosen_part() {
+    let mut user = User::new();
+    user.press("6 +");
+    assert!(user.state.log.targets, "something must be chosen first");
+    user.press("j + - k t");
+    assert!(!user.state.log.targets);
+    assert!(user.press("/").is_empty() && user.popup().is_none(), "lines of the log are not rows");
+}

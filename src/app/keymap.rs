@@ -55,6 +55,8 @@ pub fn name(key: KeyCombination) -> String {
     match key.codes {
         OneToThree::One(KeyCode::Char(c)) if plain && c != ' ' => c.to_string(),
         OneToThree::One(KeyCode::BackTab) => "shift-tab".to_owned(),
+        OneToThree::One(KeyCode::PageUp) if plain => "pgup".to_owned(),
+        OneToThree::One(KeyCode::PageDown) if plain => "pgdn".to_owned(),
         _ => key.to_string().to_lowercase(),
     }
 }

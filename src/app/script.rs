@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(keys("wait:hits>=3 wait:faults_pending<=0"), ["until hits>=3", "until faults_pending<=0"]);
         assert_eq!(
             keys("S ? : [ ] / - pgup pagedown shift-a"),
-            ["S", "?", ":", "[", "]", "/", "-", "pageup", "pagedown", "A"]
+            ["S", "?", ":", "[", "]", "/", "-", "pgup", "pgdn", "A"]
         );
         assert!(keys("").is_empty());
     }

@@ -30,10 +30,11 @@ pub fn refresh(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap) {
     } else {
         ACTIONS.iter().filter(|entry| entry.footer && entry.places.contains(&here)).filter_map(footer).collect()
     };
-    // Help and palette lie above the panes but speak of the pane below.
+    // Help and palette lie above the panes but speak of the pane below: what only it can do comes first.
     let below = Place::Pane(state.focus);
+    let elsewhere_too = |entry: &Entry| entry.places.len() + 1 >= PANES.len() || !entry.places.contains(&below);
     let mut sorted: Vec<&Entry> = ACTIONS.iter().collect();
-    sorted.sort_by_key(|entry| Reverse(entry.places.len()));
+    sorted.sort_by_key(|entry| (elsewhere_too(entry), Reverse(entry.places.len()), titles(entry)));
     state.help = sorted
         .into_iter()
         .map(|entry| {

@@ -137,6 +137,12 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
             state.tree = !state.tree;
             Vec::new()
         }
+        Action::LogTargets => {
+            state.log.targets = !state.log.targets;
+            Vec::new()
+        }
+        Action::LogMore => log_level(state, TuiWidgetEvent::RightKey),
+        Action::LogLess => log_level(state, TuiWidgetEvent::LeftKey),
         Action::Copy => copy(state, snapshot),
         Action::PauseGuest => pause(state, snapshot),
         Action::Step => single_step(state, snapshot),
@@ -190,12 +196,25 @@ fn step(state: &mut UiState, snapshot: &Snapshot, by: isize) -> Vec<Effect> {
 /// Moves the selection of a pane.
 fn step_in(state: &mut UiState, snapshot: &Snapshot, pane: PaneId, by: isize) {
     if pane == PaneId::Log {
-        // The log widget scrolls by pages only.
-        let event = if by > 0 { TuiWidgetEvent::NextPageKey } else { TuiWidgetEvent::PrevPageKey };
-        state.log.widget.transition(event);
+        // The lines scroll by pages only.
+        state.log.widget.transition(match (state.log.targets, by > 0) {
+            (true, true) => TuiWidgetEvent::DownKey,
+            (true, false) => TuiWidgetEvent::UpKey,
+            (false, true) => TuiWidgetEvent::NextPageKey,
+            (false, false) => TuiWidgetEvent::PrevPageKey,
+        });
     } else {
         rows::move_by(snapshot, state.pane_mut(pane), by);
     }
+}
+
+/// Shows more or less of the chosen target's lines; the targets are shown, so that one can be chosen.
+fn log_level(state: &mut UiState, event: TuiWidgetEvent) -> Vec<Effect> {
+    if state.log.targets {
+        state.log.widget.transition(event);
+    }
+    state.log.targets = true;
+    Vec::new()
 }
 
 fn page(state: &mut UiState, snapshot: &Snapshot, pages: isize) -> Vec<Effect> {
