@@ -26,6 +26,8 @@ pub(super) use self::{
     breakpoints::state_glyph as breakpoint_glyph, events::kind_style as event_kind_style,
     faults::state_glyph as fault_glyph,
 };
+use regex::Regex;
+
 use super::{
     layout::{PaneParts, pane_parts},
     pen::{Pen, width, wrap},
@@ -196,7 +198,7 @@ fn body(
     let first = rows::offset(pane.offset, selected, list.len(), height);
     for (y, (place, row)) in (parts.rows.top()..parts.rows.bottom()).zip((first..).zip(list.from(first))) {
         let line = Rect { y, height: 1, ..parts.rows };
-        draw_row(pen, line, snapshot, ui, pane.id, row, &columns);
+        draw_row(pen, line, snapshot, ui, pane, row, &columns);
         let marked =
             !pane.marks.is_empty() && rows::key(snapshot, pane.id, row).is_some_and(|key| pane.marks.contains(&key));
         if place == selected {
@@ -244,7 +246,7 @@ fn fit(pane: PaneId, list: &Rows, room: u16) -> Vec<Placed> {
     columns
         .into_iter()
         .map(|spec| {
-            let wish = if shares > 0 { spare * spec.grow / shares } else { 0 };
+            let wish = (spare * spec.grow).checked_div(shares).unwrap_or(0);
             let extra = wish.min(spec.most.saturating_sub(spec.width));
             spare -= extra;
             shares -= spec.grow;
@@ -285,7 +287,7 @@ fn draw_row(
     line: Rect,
     snapshot: &Snapshot,
     ui: &UiState,
-    id: PaneId,
+    pane: &PaneState,
     row: RowRef,
     columns: &[Placed],
 ) {
@@ -293,7 +295,7 @@ fn draw_row(
     for column in columns {
         let area = Rect { x: line.x + 1 + column.x, width: column.width, ..line };
         let what = column.spec.id;
-        let cell = match id {
+        let cell = match pane.id {
             PaneId::Processes => processes::cell(pen, snapshot, ui, row, what),
             PaneId::Breakpoints => breakpoints::cell(pen, snapshot, row, what, column.width, addressed),
             PaneId::Tables => tables::cell(pen, snapshot, row, what, addressed),
@@ -306,8 +308,19 @@ fn draw_row(
             pen.right(area, &cell.text, cell.style);
         } else {
             pen.text(area, &cell.text, cell.style);
+            if let Some(regex) = pane.filter.regex() {
+                mark_match(pen, area, &cell.text, regex);
+            }
         }
     }
+}
+
+/// Shows which part of a cell the filter found.
+fn mark_match(pen: &mut Pen<'_>, area: Rect, text: &str, regex: &Regex) {
+    let Some(found) = regex.find(text).filter(|found| !found.is_empty()) else { return };
+    let before = width(text.get(..found.start()).unwrap_or("")).min(area.width);
+    let length = width(found.as_str()).min(area.width - before);
+    pen.tint(Rect { x: area.x + before, width: length, ..area }, pen.theme.matched);
 }
 
 /// Says why there is no row, and what to do about it.

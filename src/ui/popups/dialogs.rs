@@ -185,7 +185,7 @@ pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, 
     }
     if inside.height > 2 {
         let line = Rect { y: inside.bottom() - 1, height: 1, ..inside };
-        keys(pen, line, &[("enter", "sort, turn round"), ("esc", "leave")]);
+        keys(pen, line, &[("enter", "sort"), ("esc", "leave")]);
     }
 }
 

@@ -155,7 +155,7 @@ items! {
     input,
     /// The cursor in it.
     cursor,
-    /// What matches a search.
+    /// The part of a row that its filter found.
     matched,
     /// Bits and bytes that changed.
     changed,
@@ -239,7 +239,8 @@ impl Theme {
                     reduced.bg = style.bg.map(|_| Color::Reset);
                     let stands_out = style.bg.is_some_and(|bg| Some(bg) != base && color::far_apart(bg, base));
                     if stands_out {
-                        reduced.fg = Some(Color::Reset);
+                        // In reverse video the foreground becomes the background.
+                        reduced.fg = style.bg.map(|bg| if sixteen { color::to_16(bg) } else { Color::Reset });
                         reduced = reduced.add_modifier(Modifier::REVERSED);
                     }
                 }
@@ -292,6 +293,7 @@ mod tests {
         "event_process",
         "event_vm",
         "marked",
+        "matched",
     ];
     /// Items that lie in popups.
     const IN_POPUPS: &[&str] = &[
