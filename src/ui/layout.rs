@@ -135,6 +135,36 @@ pub fn visible_rows(ui: &UiState, pane: PaneId) -> usize {
     shown.map_or(0, |(_, area)| usize::from(pane_parts(area).rows.height))
 }
 
+/// What lies under a point of the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hit {
+    /// A row of a pane, counted from the first one shown.
+    Row(PaneId, usize),
+    /// The names of a pane's columns, and the distance from the pane's left inner edge.
+    Heading(PaneId, u16),
+    /// A pane's border or title.
+    Border(PaneId),
+    /// Header, footer or tabs.
+    Elsewhere,
+}
+
+/// What lies under a point of the screen, popups left out.
+pub fn hit(ui: &UiState, x: u16, y: u16) -> Hit {
+    let area = Rect { x: 0, y: 0, width: ui.size.0, height: ui.size.1 };
+    let point = ratatui::layout::Position { x, y };
+    let Some((id, area)) = regions(area, ui).panes.into_iter().find(|(_, area)| area.contains(point)) else {
+        return Hit::Elsewhere;
+    };
+    let parts = pane_parts(area);
+    if parts.rows.contains(point) {
+        Hit::Row(id, usize::from(y - parts.rows.y))
+    } else if parts.heading.contains(point) {
+        Hit::Heading(id, x - parts.heading.x)
+    } else {
+        Hit::Border(id)
+    }
+}
+
 /// A box of at most this size in the middle of an area.
 pub(crate) fn centered(area: Rect, width: u16, height: u16) -> Rect {
     let (width, height) = (width.min(area.width), height.min(area.height));
