@@ -1,4 +1,7 @@
 //! How one breakpoint gets into the guest and out of it: one file for each way.
+//!
+//! `breakpoint` patches a shadow page, `memory` takes the right to execute, `debug` leaves it to a hypervisor that
+//! keeps breakpoints outside guest memory. Imports what `bpm` imports. Start at [`TapController`].
 
 mod breakpoint;
 mod debug;
