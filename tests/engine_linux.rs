@@ -240,6 +240,22 @@ fn the_current_process_is_the_one_of_the_vcpus_own_data() {
 }
 
 #[test]
+fn without_the_kernels_base_a_user_process_is_known_by_its_address_space() {
+    for isolated in [false, true] {
+        let machine = Machine::new(Options { isolated, ..Options::default() });
+        let init = machine.spawn(INIT);
+        let os = attach(&machine);
+        let root = process(&machine, &os, 1).root.expect("an address space");
+        let mut registers = machine.registers(true);
+        registers.kernel_gs_base = 0;
+        registers.cr3 = root.0 | if isolated { 0x1000 } else { 0 };
+        assert_eq!(current(&machine, &os, &registers), None);
+        machine.set_current(1, init);
+        assert_eq!(current(&machine, &os, &registers).map(|current| current.pid), Some(1));
+    }
+}
+
+#[test]
 fn isolation_has_one_root_for_both_tables_of_a_process() {
     for isolated in [false, true] {
         let machine = Machine::new(Options { isolated, ..Options::default() });

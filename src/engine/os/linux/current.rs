@@ -2,11 +2,11 @@
 
 use super::{LinuxOs, kernel::Kernel};
 use crate::engine::{
-    addr::{Va, VcpuId},
+    addr::{Pa, Va, VcpuId},
     arch::amd64::{Amd64, Amd64Registers},
     driver::VmiRead,
     error::VmiError,
-    os::CurrentProcess,
+    os::{CurrentProcess, VmiOs},
     session::VmiCore,
 };
 
@@ -57,8 +57,22 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     pub(super) fn current(&self, registers: &Amd64Registers) -> Result<Option<CurrentProcess>, VmiError> {
         match self.os.per_cpu.base(registers) {
             Some(base) => self.current_at(base),
+            None if registers.cpl() == 3 => self.current_in(VmiOs::<Driver>::process_root(self.os, registers.root())),
             None => Ok(None),
         }
+    }
+
+    /// The process that runs on some CPU in an address space: drivers that do not stop the guest may not know
+    /// IA32_KERNEL_GS_BASE, and in user mode it is the only register that tells the CPU.
+    fn current_in(&self, root: Pa) -> Result<Option<CurrentProcess>, VmiError> {
+        for &base in &self.os.per_cpu.offsets {
+            let Some(object) = self.current_task_at(base).ok().flatten() else { continue };
+            let mm = self.pointer(object + self.os.layout.task.mm).ok().filter(|mm| !mm.is_null());
+            if mm.and_then(|mm| self.root_of(mm)) == Some(root) {
+                return self.current_at(base);
+            }
+        }
+        Ok(None)
     }
 
     /// The task that runs on the CPU whose own data are at this base.
