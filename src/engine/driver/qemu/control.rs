@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     QemuOptions, cpu_text,
-    events::Retried,
+    events::Place,
     gdb::{Gdb, Stop, Thread},
     guardian::Guardian,
     leftover::{self, Folder},
@@ -37,7 +38,7 @@ const STOP_ATTEMPTS: u32 = 4;
 
 /// The guest's run state and everything that changes it.
 pub(super) struct Control {
-    pub(super) qmp: Qmp,
+    pub(super) monitor: Arc<Mutex<Qmp>>,
     pub(super) pid: Option<u32>,
     pub(super) vcpus: Vec<VcpuId>,
     pub(super) kvm: bool,
@@ -62,11 +63,11 @@ pub(super) struct Control {
     pub(super) watchpoints: BTreeSet<(Va, u64, u8)>,
     pub(super) pending: VecDeque<VmiEvent<Amd64>>,
     /// vCPUs that stand at a breakpoint whose hit was reported: to be stepped over it before they go on.
-    pub(super) passed: Vec<(VcpuId, Va)>,
+    pub(super) passed: Vec<(VcpuId, Place)>,
     /// vCPUs whose next step was asked for.
     pub(super) step_wanted: Vec<VcpuId>,
-    /// Instructions with a breakpoint that faulted when stepped over, and come again.
-    pub(super) retried: VecDeque<Retried>,
+    /// Instructions whose hits were reported and that come again, because they have not been executed.
+    pub(super) retried: VecDeque<Place>,
     /// The IDT's base by vCPU: the stub does not tell it.
     pub(super) idt: BTreeMap<VcpuId, u64>,
     pub(super) resets: u64,
@@ -76,16 +77,17 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub fn new(mut qmp: Qmp, pid: Option<u32>, kvm: bool, options: &QemuOptions) -> Result<Self, VmiError> {
+    pub fn new(qmp: Qmp, pid: Option<u32>, kvm: bool, options: &QemuOptions) -> Result<Self, VmiError> {
         let qmp_address = qmp.address().to_string();
         let qemu = pid.and_then(|pid| Some((pid, process::start_time(pid)?)));
-        let notices = if options.read_only { Vec::new() } else { leftover::repair_all(&mut qmp, qemu, &qmp_address)? };
-        let cpus = qmp.execute("query-cpus-fast", json!({}))?;
+        let monitor = Arc::new(Mutex::new(qmp));
+        let notices = if options.read_only { Vec::new() } else { leftover::repair_all(&monitor, qemu, &qmp_address)? };
+        let cpus = monitor.lock().unwrap_or_else(PoisonError::into_inner).execute("query-cpus-fast", json!({}))?;
         let index = |cpu: &Value| u16::try_from(cpu.get("cpu-index")?.as_u64()?).ok().map(VcpuId);
         let vcpus = cpus.as_array().into_iter().flatten().filter_map(index).collect();
         let gdb_option = options.gdb.as_deref().map(str::parse).transpose()?;
         let mut control = Self {
-            qmp,
+            monitor,
             pid,
             vcpus,
             kvm,
@@ -111,7 +113,7 @@ impl Control {
             overhead: Duration::ZERO,
             notices,
         };
-        let status = leftover::status(&mut control.qmp)?;
+        let status = control.status()?;
         control.running = status == "running";
         control.foreign = !control.running;
         if status == "debug" {
@@ -122,6 +124,19 @@ impl Control {
             );
         }
         Ok(control)
+    }
+
+    /// The monitor. Not to be held while the stub is spoken to, which asks the monitor as well.
+    pub fn qmp(&self) -> MutexGuard<'_, Qmp> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> Result<String, VmiError> {
+        leftover::status(&mut self.qmp())
+    }
+
+    pub fn is_running_now(&self) -> Result<bool, VmiError> {
+        Ok(self.status()? == "running")
     }
 
     pub fn vcpus(&self) -> u16 {
@@ -142,7 +157,7 @@ impl Control {
     }
 
     pub fn ask_monitor(&mut self, line: &str) -> Result<String, VmiError> {
-        let answer = self.qmp.human(line, None);
+        let answer = self.qmp().human(line, None);
         self.explained(answer)
     }
 
@@ -159,12 +174,16 @@ impl Control {
     /// Takes note of what QEMU has said on its own, before anything is sent: a byte sent to the stub of a guest that
     /// somebody else has set running again would stop it.
     pub fn listen(&mut self) -> Result<(), VmiError> {
-        let events = self.qmp.events();
+        let events = self.qmp().events();
         let events = self.explained(events)?;
-        let mut last = None;
+        let (mut last, mut resumed) = (None, false);
         for event in &events {
             match event.as_str() {
-                "STOP" | "RESUME" => last = Some(event.as_str()),
+                "STOP" => last = Some(false),
+                "RESUME" => {
+                    last = Some(true);
+                    resumed = true;
+                }
                 "RESET" => {
                     self.resets += 1;
                     self.idt.clear();
@@ -174,16 +193,21 @@ impl Control {
             }
         }
         // What we did ourselves is told as well, late and in order: only a contradiction is looked into.
-        match (last, self.running) {
-            (Some("RESUME"), false) if leftover::status(&mut self.qmp)? == "running" => {
-                self.set_running_by_others()?;
+        if !self.running && (last == Some(true) || (resumed && self.foreign)) {
+            match self.status()?.as_str() {
+                "running" => self.set_running_by_others()?,
+                // Set running by somebody else, and stopped by a breakpoint of ours.
+                "debug" if self.foreign => {
+                    self.foreign = false;
+                    self.note_foreign()?;
+                }
+                _ => {}
             }
+        } else if self.running && last == Some(false) && self.stub.is_none() && !self.is_running_now()? {
             // With the stub, a stop reply comes.
-            (Some("STOP"), true) if self.stub.is_none() && leftover::status(&mut self.qmp)? != "running" => {
-                self.running = false;
-                self.foreign = true;
-            }
-            _ => {}
+            self.running = false;
+            self.foreign = true;
+            self.note_foreign()?;
         }
         Ok(())
     }
@@ -216,7 +240,7 @@ impl Control {
                     }
                 }
                 // Stopped by somebody else at that moment, or not heard.
-                None => self.running = leftover::status(&mut self.qmp)? == "running",
+                None => self.running = self.is_running_now()?,
             }
         }
         if self.running { Err(self.stuck()) } else { Ok(()) }
@@ -236,10 +260,10 @@ impl Control {
             return Ok(());
         }
         if self.stub.is_none() {
-            self.qmp.execute("cont", json!({}))?;
+            self.qmp().execute("cont", json!({}))?;
         } else {
             self.step_over()?;
-            if !self.pending.is_empty() || self.foreign {
+            if !self.pending.is_empty() || self.foreign || self.running {
                 return Ok(());
             }
             if let Some(stub) = &mut self.stub {
@@ -256,7 +280,7 @@ impl Control {
         if self.stub.is_some() {
             self.hold()?;
         } else if self.running {
-            let stopped = self.qmp.execute("stop", json!({}));
+            let stopped = self.qmp().execute("stop", json!({}));
             self.explained(stopped)?;
             self.running = false;
         }
@@ -307,7 +331,7 @@ impl Control {
     }
 
     pub fn monitor_registers(&mut self, vcpu: VcpuId) -> Result<cpu_text::CpuText, VmiError> {
-        let text = self.qmp.human("info registers", Some(vcpu.0));
+        let text = self.qmp().human("info registers", Some(vcpu.0));
         let cpu = cpu_text::parse(&self.explained(text)?);
         let cpu = cpu.ok_or_else(|| VmiError::driver("reading registers from QEMU's monitor", "it printed none"))?;
         self.idt.insert(vcpu, cpu.registers.idt_base);

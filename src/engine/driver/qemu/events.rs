@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use super::{
     control::{Control, watch_access},
     gdb::{Stop, Thread},
-    leftover,
     transport::wait_readable,
 };
 use crate::engine::{
@@ -24,18 +23,28 @@ use crate::engine::{
 const STEP_TIME: Duration = Duration::from_secs(2);
 /// With several vCPUs at a breakpoint at the same moment, a step of QEMU 7.2 sometimes stops before its instruction.
 const STEP_ATTEMPTS: u32 = 3;
-/// Faulted instructions that are remembered.
+/// Instructions that come again and are remembered.
 const MOST_RETRIED: usize = 64;
 /// QEMU's bits for a step without interrupts and timers, and for one with them.
 const STEP_QUIETLY: u8 = 7;
 const STEP_WITH_INTERRUPTS: u8 = 1;
 
-/// An instruction with a breakpoint that was reported and then faulted.
+/// A vCPU's state at a breakpoint: what tells an instruction that comes again (after a fault of its own, or because its
+/// vCPU was interrupted before it) from a new hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Retried {
+pub(super) struct Place {
     pub va: Va,
     root: u64,
     gp: Amd64GpRegisters,
+}
+
+impl Place {
+    fn of(registers: &Amd64Registers) -> Self {
+        let mut gp = registers.gp;
+        // An instruction that comes again after a fault has RF set (Intel SDM volume 3B, section 18.3.1.1).
+        gp.rflags &= !(1 << 16);
+        Self { va: Va(gp.rip), root: registers.cr3, gp }
+    }
 }
 
 /// How a step ended.
@@ -75,7 +84,7 @@ impl Control {
             if self.wants_to_run() && !self.running {
                 continue;
             }
-            let qmp = self.qmp.fd();
+            let qmp = self.qmp().fd();
             let stub = self.stub.as_ref().map_or(-1, |stub| stub.fd());
             if wait_readable(&[qmp, stub], deadline)? == (false, false) {
                 return Err(VmiError::Timeout);
@@ -94,7 +103,7 @@ impl Control {
 
     /// All vCPUs have stopped: finds out why, and makes an event of it if it is ours.
     pub fn stopped(&mut self, stop: Stop) -> Result<(), VmiError> {
-        self.running = false;
+        let was_running = std::mem::replace(&mut self.running, false);
         match stop {
             Stop::Exited => Err(VmiError::Lost("QEMU has ended".into())),
             Stop::At { signal: Stop::TRAP, thread: Some(thread), watch } => {
@@ -104,9 +113,11 @@ impl Control {
                 self.overhead = if self.overhead.is_zero() { spent } else { (self.overhead * 7 + spent) / 8 };
                 Ok(())
             }
+            // A byte of ours has stopped a guest that somebody else had set running.
+            Stop::At { .. } if !was_running => Ok(()),
             // Not asked for by us: somebody else's `stop`, or the guest has panicked or shut down.
             Stop::At { .. } => {
-                if leftover::status(&mut self.qmp)? != "running" {
+                if !self.is_running_now()? {
                     self.foreign = true;
                     return self.note_foreign();
                 }
@@ -132,17 +143,27 @@ impl Control {
     /// Then it will be stepped over without another event.
     fn is_known(&mut self, vcpu: VcpuId, va: Va, registers: &Amd64Registers) -> bool {
         let is_pending = |event: &VmiEvent<Amd64>| event.vcpu_id() == vcpu && event.registers().gp.rip == va.0;
-        if self.passed.contains(&(vcpu, va)) || self.pending.iter().any(is_pending) {
+        if self.passed.iter().any(|&(passed, place)| passed == vcpu && place.va == va)
+            || self.pending.iter().any(is_pending)
+        {
             return true;
         }
-        let this = Retried { va, root: registers.cr3, gp: registers.gp };
+        let place = Place::of(registers);
         let before = self.retried.len();
-        self.retried.retain(|retried| *retried != this);
-        let is_retried = self.retried.len() != before;
-        if is_retried {
-            self.passed.push((vcpu, va));
+        self.retried.retain(|retried| *retried != place);
+        let comes_again = self.retried.len() != before;
+        if comes_again {
+            self.passed.push((vcpu, place));
         }
-        is_retried
+        comes_again
+    }
+
+    /// A reported instruction will come again.
+    fn note_retry(&mut self, place: Place) {
+        if self.retried.len() == MOST_RETRIED {
+            self.retried.pop_front();
+        }
+        self.retried.push_back(place);
     }
 
     fn breakpoint_event(&self, vcpu: VcpuId, va: Va, registers: Amd64Registers) -> VmiEvent<Amd64> {
@@ -170,9 +191,12 @@ impl Control {
         }
         if let &Amd64EventReason::DebugBreakpoint { va, .. } = event.reason()
             && va.0 == rip
-            && !self.passed.contains(&(vcpu, va))
         {
-            self.passed.push((vcpu, va));
+            let place = Place::of(&Amd64Registers {
+                gp: response.registers.unwrap_or(event.registers().gp),
+                ..*event.registers()
+            });
+            self.passed.push((vcpu, place));
         }
         if response.action == VmiEventAction::Singlestep {
             self.step_wanted.push(vcpu);
@@ -180,40 +204,42 @@ impl Control {
         Ok(())
     }
 
-    /// Moves the vCPUs whose hits were reported off their breakpoints, and does the steps that were asked for.
+    /// Moves the vCPUs whose hits were reported off their breakpoints, and does the steps that were asked for. Each stays
+    /// in the books until it is done: if somebody else sets the guest running in between, its hit is still known.
     pub fn step_over(&mut self) -> Result<(), VmiError> {
-        let wanted = std::mem::take(&mut self.step_wanted);
-        let mut left = std::mem::take(&mut self.passed).into_iter();
-        while let Some((vcpu, va)) = left.next() {
+        while let Some(&(vcpu, place)) = self.passed.first() {
             let registers = self.registers(vcpu)?;
-            if registers.gp.rip != va.0 || (!self.breakpoints.contains_key(&va) && !wanted.contains(&vcpu)) {
-                continue;
+            if self.running {
+                return Ok(());
             }
-            match self.step_one(vcpu, &registers, STEP_QUIETLY)? {
-                Stepped::Done | Stepped::Watched => self.report_step(vcpu, &wanted)?,
-                Stepped::Not => {
-                    // Somebody else has stopped the guest: it is tried again when it goes on.
-                    self.passed.push((vcpu, va));
-                    self.passed.extend(left);
-                    self.step_wanted = wanted;
+            let to_do = self.breakpoints.contains_key(&place.va) || self.step_wanted.contains(&vcpu);
+            if registers.gp.rip != place.va.0 {
+                // Somebody else had set the guest running, and the vCPU took an interrupt first.
+                self.note_retry(place);
+            } else if to_do {
+                if let Stepped::Not = self.step_one(vcpu, &registers, STEP_QUIETLY)? {
                     return Ok(());
                 }
+                self.report_step(vcpu)?;
             }
+            self.passed.retain(|passed| *passed != (vcpu, place));
         }
-        for &vcpu in &wanted {
-            if self.pending.iter().any(|event| event.vcpu_id() == vcpu && is_step(event)) {
-                continue;
-            }
+        while let Some(&vcpu) = self.step_wanted.first() {
             let registers = self.registers(vcpu)?;
-            if !matches!(self.step_one(vcpu, &registers, STEP_QUIETLY)?, Stepped::Not) {
-                self.report_step(vcpu, &wanted)?;
+            if self.running {
+                return Ok(());
             }
+            if let Stepped::Not = self.step_one(vcpu, &registers, STEP_QUIETLY)? {
+                return Ok(());
+            }
+            self.report_step(vcpu)?;
         }
         Ok(())
     }
 
-    fn report_step(&mut self, vcpu: VcpuId, wanted: &[VcpuId]) -> Result<(), VmiError> {
-        if wanted.contains(&vcpu) {
+    fn report_step(&mut self, vcpu: VcpuId) -> Result<(), VmiError> {
+        if self.step_wanted.contains(&vcpu) {
+            self.step_wanted.retain(|&wanted| wanted != vcpu);
             let registers = self.registers(vcpu)?;
             let reason = Amd64EventReason::Singlestep { gfn: Gfn(0) };
             self.pending.push_back(VmiEvent::new(vcpu, None, registers, reason));
@@ -319,15 +345,8 @@ impl Control {
         let frame = |words: &[u64]| words.first() == Some(&va.0) && words.get(3) == Some(&before.gp.rsp);
         // With and without an error code.
         if frame(&words) || words.get(1..).is_some_and(frame) {
-            if self.retried.len() == MOST_RETRIED {
-                self.retried.pop_front();
-            }
-            self.retried.push_back(Retried { va, root: before.cr3, gp: before.gp });
+            self.note_retry(Place::of(before));
         }
         Ok(())
     }
-}
-
-fn is_step(event: &VmiEvent<Amd64>) -> bool {
-    matches!(event.reason(), Amd64EventReason::Singlestep { .. })
 }

@@ -9,6 +9,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -152,7 +153,7 @@ fn read(folder: &Path) -> Option<State> {
 ///
 /// # Errors
 /// When QEMU is gone.
-pub fn repair_all(qmp: &mut Qmp, qemu: Option<(u32, u64)>, address: &str) -> Result<Vec<String>, VmiError> {
+pub fn repair_all(qmp: &Arc<Mutex<Qmp>>, qemu: Option<(u32, u64)>, address: &str) -> Result<Vec<String>, VmiError> {
     let mut notices = Vec::new();
     for base in bases() {
         for entry in fs::read_dir(base).into_iter().flatten().filter_map(Result::ok) {
@@ -206,7 +207,7 @@ pub fn repair_one(folder: &Path, patience: std::time::Duration) -> Result<(), Vm
     // QEMU serves one QMP client at a time, and may not have noticed yet that ours has died. A new session that was
     // faster holds the socket now and repairs by itself.
     let end = std::time::Instant::now() + patience;
-    let mut qmp = loop {
+    let qmp = loop {
         let gone = state.qemu.is_some_and(|(pid, started)| process::start_time(pid) != Some(started));
         match Qmp::connect(&address, std::time::Duration::from_secs(1)) {
             Ok(qmp) => break Some(qmp),
@@ -215,10 +216,10 @@ pub fn repair_one(folder: &Path, patience: std::time::Duration) -> Result<(), Vm
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(50)),
         }
     };
-    if let Some(qmp) = &mut qmp
+    if let Some(qmp) = qmp
         && claim(folder)
     {
-        repair(qmp, folder, &state).inspect_err(|_| unclaim(folder))?;
+        repair(&Arc::new(Mutex::new(qmp)), folder, &state).inspect_err(|_| unclaim(folder))?;
     }
     remove(folder);
     Ok(())
@@ -234,27 +235,32 @@ fn unclaim(folder: &Path) {
     let _ = fs::rename(folder.join(CLAIMED), folder.join(STATE));
 }
 
-fn repair(qmp: &mut Qmp, folder: &Path, state: &State) -> Result<(), VmiError> {
+fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Path, state: &State) -> Result<(), VmiError> {
+    let monitor = || qmp.lock().unwrap_or_else(PoisonError::into_inner);
     let mut freed = Ok(());
     if let Some(stub) = &state.stub {
         let address = if state.stub_is_ours {
             // Started anew, whatever has become of the old one, which has to end first; breakpoints are QEMU's and outlive
             // their stub.
-            stop_stub(qmp)?;
             let socket = folder.join("stub").join("gdb");
-            start_stub(qmp, &socket)?;
+            stop_stub(&mut monitor())?;
+            start_stub(&mut monitor(), &socket)?;
             Address::Unix(socket)
         } else {
             stub.parse()?
         };
         // Connecting clears all breakpoints and stops the guest.
-        freed = Gdb::connect(&address).and_then(|mut gdb| if state.leave_paused { Ok(()) } else { gdb.detach() });
+        let stub = Gdb::connect(&address, Arc::clone(qmp));
+        freed = stub.and_then(|mut stub| if state.leave_paused { Ok(()) } else { stub.detach() });
         if state.stub_is_ours {
-            stop_stub(qmp)?;
+            stop_stub(&mut monitor())?;
         }
     }
-    if !state.leave_paused && matches!(status(qmp)?.as_str(), "paused" | "debug") {
-        qmp.execute("cont", json!({}))?;
+    if !state.leave_paused {
+        let now = status(&mut monitor())?;
+        if matches!(now.as_str(), "paused" | "debug") {
+            monitor().execute("cont", json!({}))?;
+        }
     }
     freed
 }

@@ -125,7 +125,7 @@ impl QemuDriver {
 
     /// QEMU's major and minor version.
     pub fn version(&self) -> (u64, u64) {
-        self.control.borrow().qmp.version()
+        self.control.borrow().qmp().version()
     }
 
     /// Whether the guest stands still, whoever stopped it; held at an event is not paused.

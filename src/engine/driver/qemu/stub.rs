@@ -1,6 +1,6 @@
 //! Getting hold of QEMU's gdb stub, and letting go of it.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ impl Control {
         if self.guard.is_some() {
             return Ok(());
         }
-        let user = self.qmp.peer().map(|(_, user, group)| (user, group));
+        let user = self.qmp().peer().map(|(_, user, group)| (user, group));
         let doing = "making a folder for the gdb stub's socket under /tmp";
         let folder = Folder::new(user).map_err(|error| VmiError::driver(doing, error))?;
         self.guard = Some((None, folder));
@@ -97,16 +97,16 @@ impl Control {
     fn connect_stub(&mut self) -> Result<(), VmiError> {
         let Some(address) = self.stub_address.clone() else { return Ok(()) };
         if let (Address::Unix(socket), true) = (&address, self.stub_is_ours) {
-            leftover::start_stub(&mut self.qmp, socket)?;
+            leftover::start_stub(&mut self.qmp(), socket)?;
         }
-        self.stub = Some(Gdb::connect(&address)?);
+        self.stub = Some(Gdb::connect(&address, Arc::clone(&self.monitor))?);
         self.running = false;
         Ok(())
     }
 
     /// The stub's address as QEMU tells it, and whether somebody is connected.
     fn stub_of_qemu(&mut self) -> Result<Option<(Address, bool)>, VmiError> {
-        let devices = self.qmp.execute("query-chardev", json!({}))?;
+        let devices = self.qmp().execute("query-chardev", json!({}))?;
         let text = |device: &Value, name| device.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let stub = devices.as_array().into_iter().flatten().find(|device| text(device, "label") == "gdb");
         Ok(stub.and_then(|device| {
@@ -146,7 +146,7 @@ impl Control {
         self.step_wanted.clear();
         self.retried.clear();
         if self.wants_to_run() {
-            let status = leftover::status(&mut self.qmp);
+            let status = leftover::status(&mut self.qmp());
             self.running = status.as_ref().is_ok_and(|status| status == "running");
             result = result.and(status.map(drop)).and(self.go_on());
         }
@@ -159,7 +159,7 @@ impl Control {
         self.stub = None;
         self.stub_address = None;
         if std::mem::take(&mut self.stub_is_ours) {
-            leftover::stop_stub(&mut self.qmp)?;
+            leftover::stop_stub(&mut self.qmp())?;
         }
         Ok(())
     }

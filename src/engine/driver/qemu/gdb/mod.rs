@@ -16,6 +16,7 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,13 +25,22 @@ use self::{
     packet::{Decoder, Piece, from_hex, to_hex},
     registers::RegisterFile,
 };
-use super::transport::{Address, Stream, wait_readable};
+use serde_json::json;
+
+use super::{
+    qmp::Qmp,
+    transport::{Address, Stream, wait_readable},
+};
 use crate::engine::{arch::amd64::Amd64Registers, error::VmiError, snapshot::clean};
 
 /// How long the stub may take to answer.
 const REPLY_TIME: Duration = Duration::from_secs(5);
 /// The same for the first answer: a second client never gets one.
 const FIRST_REPLY_TIME: Duration = Duration::from_secs(2);
+/// How long a packet may go unacknowledged before it is found out whether QEMU has taken it at all.
+const ACK_TIME: Duration = Duration::from_millis(100);
+/// How often a packet is sent.
+const SEND_ATTEMPTS: usize = 8;
 /// Bytes of one `M` packet; QEMU takes 4096 characters.
 const WRITE_PIECE: usize = 1024;
 /// Parts of a file of the target description.
@@ -47,6 +57,8 @@ pub struct Gdb {
     stops: VecDeque<Stop>,
     threads: Vec<Thread>,
     file: Option<RegisterFile>,
+    /// The monitor of the same QEMU.
+    qmp: Arc<Mutex<Qmp>>,
     /// The thread that registers are read of.
     selected: Option<Thread>,
     lost: Option<String>,
@@ -57,7 +69,7 @@ impl Gdb {
     ///
     /// # Errors
     /// A sentence: nobody listens, somebody else holds the stub, or it is not QEMU's.
-    pub fn connect(address: &Address) -> Result<Self, VmiError> {
+    pub fn connect(address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
         let stream = Stream::connect(address, FIRST_REPLY_TIME)
             .map_err(|error| VmiError::driver(format!("connecting to QEMU's gdb stub at {address}"), error))?;
         let mut gdb = Self {
@@ -67,11 +79,12 @@ impl Gdb {
             stops: VecDeque::new(),
             threads: Vec::new(),
             file: None,
+            qmp,
             selected: None,
             lost: None,
         };
-        // Its answer is a stop reply, like the unasked one that may come before it.
-        gdb.send(b"?")?;
+        // Its answer is a stop reply, like the unasked one that may come before it. A second client is not even heard.
+        gdb.send_bytes(&packet::encode(b"?"))?;
         let Some(_) = gdb.wait_stop(Instant::now() + FIRST_REPLY_TIME)? else {
             return Err(VmiError::Invalid(format!(
                 "the gdb stub at {address} does not answer: another debugger holds it (it serves one at a time); end \
@@ -304,8 +317,26 @@ impl Gdb {
         }
     }
 
+    /// Sends a packet and waits until it is acknowledged. When somebody else sets the guest running at the same moment,
+    /// QEMU takes the packet's first byte for a request to stop and drops the rest: then it is sent again. Silence alone
+    /// does not prove that, and a packet must not be executed twice: QEMU has to answer twice on its monitor meanwhile,
+    /// which its one main loop does only when it has read what was sent before.
     fn send(&mut self, packet: &[u8]) -> Result<(), VmiError> {
-        self.send_bytes(&packet::encode(packet))
+        let bytes = packet::encode(packet);
+        for _ in 0..SEND_ATTEMPTS {
+            self.send_bytes(&bytes)?;
+            if self.wait_ack(Instant::now() + ACK_TIME)? {
+                return Ok(());
+            }
+            for _ in 0..2 {
+                let mut qmp = self.qmp.lock().unwrap_or_else(PoisonError::into_inner);
+                qmp.execute("query-status", json!({}))?;
+            }
+            if self.wait_ack(Instant::now() + ACK_TIME)? {
+                return Ok(());
+            }
+        }
+        Err(self.give_up(&io::ErrorKind::TimedOut.into()))
     }
 
     fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), VmiError> {
@@ -315,22 +346,50 @@ impl Gdb {
         self.stream.send(bytes, Instant::now() + REPLY_TIME).map_err(|error| self.give_up(&error))
     }
 
-    /// The next packet, acknowledged; `None` when the deadline has passed.
+    /// Waits for an acknowledgement; stops on the way are kept.
+    fn wait_ack(&mut self, deadline: Instant) -> Result<bool, VmiError> {
+        loop {
+            match self.piece(deadline)? {
+                Some(Piece::Ack) => return Ok(true),
+                Some(Piece::Packet(packet)) => {
+                    if let Some(stop) = Stop::parse(&packet) {
+                        self.note(stop);
+                    }
+                }
+                Some(_) => {}
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// The next packet; `None` when the deadline has passed.
     fn packet(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, VmiError> {
+        loop {
+            match self.piece(deadline)? {
+                Some(Piece::Packet(packet)) => return Ok(Some(packet)),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next piece, acknowledged if it is a packet; `None` when the deadline has passed.
+    fn piece(&mut self, deadline: Instant) -> Result<Option<Piece>, VmiError> {
         if let Some(why) = &self.lost {
             return Err(VmiError::Lost(why.clone()));
         }
         loop {
             match self.decoder.next_piece() {
-                Some(Piece::Packet(packet)) => {
-                    self.send_bytes(b"+")?;
-                    return Ok(Some(packet));
-                }
-                Some(Piece::Ack) => continue,
                 // Local sockets damage nothing: these are not the bytes of a stub.
                 Some(Piece::Nack | Piece::Damaged) => {
                     let error = io::Error::new(io::ErrorKind::InvalidData, "it does not speak the gdb protocol");
                     return Err(self.give_up(&error));
+                }
+                Some(piece) => {
+                    if let Piece::Packet(_) = piece {
+                        self.send_bytes(b"+")?;
+                    }
+                    return Ok(Some(piece));
                 }
                 None => {}
             }
