@@ -9,122 +9,18 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Command as Program, Stdio},
-    sync::Arc,
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
-use live::guest::{Guest, Options};
-use ratatui::{Terminal, backend::TestBackend};
-use vmscope::{
-    app::{
-        event_loop::{Console, Ended, Input, Loop, leave},
-        start::prepare,
-    },
-    engine::{
-        command::{Answer, Command, Engine, Request},
-        driver::qemu::QemuOptions,
-        snapshot::{BreakpointState, ProcessFlag, Snapshot, Status, clean},
-        worker::{StartOptions, start_qemu},
-    },
+use crossterm::event::KeyCode;
+use live::{
+    dashboard::Dashboard,
+    guest::{Guest, Options},
 };
-
-/// The longest that anything may take before a test gives up; nothing is compared with it.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Keys that a test presses.
-struct Fingers(Receiver<Input>);
-
-impl Console for Fingers {
-    fn inputs(&self) -> &Receiver<Input> {
-        &self.0
-    }
-}
-
-/// A dashboard on a screen in memory, at a guest.
-struct Dashboard {
-    engine: Engine,
-    keys: Sender<Input>,
-    news: Receiver<()>,
-    thread: JoinHandle<Result<Ended, String>>,
-}
-
-impl Dashboard {
-    fn open(guest: &Guest, plain: bool, start: StartOptions) -> Self {
-        let options = QemuOptions {
-            qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
-            gdb: (!plain).then(|| format!("unix:{}", guest.gdb_socket().display())),
-            memory: (!plain).then(|| guest.memory_file()),
-            guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
-            ..QemuOptions::default()
-        };
-        let engine = start_qemu(options, start).expect("the guest can be attached to");
-        // The loop takes the engine's pings; a copy of each comes here.
-        let (ping, changed) = bounded(1);
-        let (tell, news) = bounded(1);
-        let pings = engine.changed.clone();
-        thread::spawn(move || {
-            while pings.recv().is_ok() {
-                let _ = ping.try_send(());
-                let _ = tell.try_send(());
-            }
-        });
-        let (keys, inputs) = unbounded();
-        let shown = Engine { changed, ..engine.clone() };
-        let thread = thread::spawn(move || {
-            let mut terminal = Terminal::new(TestBackend::new(160, 50)).expect("a screen in memory");
-            let setup = prepare(None, None, true)?;
-            Loop::new(&mut terminal, &mut Fingers(inputs), shown, setup).run()
-        });
-        Self { engine, keys, news, thread }
-    }
-
-    /// Waits until the snapshot is as wanted.
-    fn wait(&self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let snapshot = self.engine.snapshot.load_full();
-            if wanted(&snapshot) {
-                return snapshot;
-            }
-            let seen = || {
-                format!(
-                    "{:?} {:?}, {:?}, breakpoints {:?}, tables {:?}",
-                    snapshot.status, snapshot.notice, snapshot.counters, *snapshot.breakpoints, *snapshot.page_tables
-                )
-            };
-            assert!(snapshot.status != Status::Lost, "waiting for {what}: the guest was lost: {}", seen());
-            if self.news.recv_deadline(deadline).is_err() {
-                panic!("waited for {what} in vain; last seen: {}", seen());
-            }
-        }
-    }
-
-    fn key(&self, code: KeyCode) {
-        let event = Event::Key(KeyEvent::new(code, KeyModifiers::NONE));
-        self.keys.send(Input::Terminal(event)).expect("the dashboard listens");
-    }
-
-    fn keys(&self, text: &str) {
-        text.chars().for_each(|c| self.key(KeyCode::Char(c)));
-    }
-
-    fn ask(&self, command: Command) -> Answer {
-        let (answer, answered) = bounded(1);
-        self.engine.requests.send(Request { command, answer }).expect("the engine listens");
-        answered.recv_timeout(PATIENCE).expect("an answer")
-    }
-
-    /// Leaves as on SIGTERM.
-    fn close(self) {
-        self.keys.send(Input::Terminate("SIGTERM")).expect("the dashboard listens");
-        let ended = self.thread.join().expect("the loop does not panic");
-        assert_eq!(ended, Ok(Ended::Signal("SIGTERM")));
-        leave(&self.engine).expect("the engine leaves the guest");
-    }
-}
+use vmscope::engine::{
+    command::Command,
+    snapshot::{BreakpointState, ProcessFlag, Snapshot, Status, clean},
+    worker::StartOptions,
+};
 
 /// The process list equals the guest's own `/proc`.
 fn processes_agree(guest: &mut Guest, dashboard: &Dashboard) {
@@ -223,18 +119,20 @@ fn the_main_job(options: Options) {
     assert_eq!((snapshot.counters.page_ins, snapshot.counters.page_outs), (1, 1));
     guest.end(map);
 
-    // Pause, step, go on; both vCPUs are busy, because an idle one has no next instruction.
+    // Pause, step, go on; a busy vCPU, because an idle one has no next instruction.
     let busy: Vec<_> = (0..2).map(|_| guest.start("sh -c 'echo ready; exec work cpu 100000000000'")).collect();
     dashboard.keys("p");
-    dashboard.wait("a paused guest", |s| s.status == Status::Paused);
+    let snapshot = dashboard.wait("a paused guest", |s| s.status == Status::Paused);
     assert_ne!(guest.status(), "running");
-    let rip = |s: &Snapshot| s.vcpus.first().map(|vcpu| vcpu.rip);
-    let before = rip(&dashboard.engine.snapshot.load());
-    dashboard.keys("n");
-    dashboard.wait("a step", |s| rip(s) != before);
+    let is_busy = |pid: Option<u32>| busy.iter().any(|job| Some(job.pid as u32) == pid);
+    let vcpu = snapshot.vcpus.iter().find(|vcpu| is_busy(vcpu.pid)).expect("one of two vCPUs works").clone();
+    dashboard.ask(Command::Step(vcpu.id)).expect("a step");
+    let after = dashboard.engine.snapshot.load();
+    let after = after.vcpus.iter().find(|after| after.id == vcpu.id).expect("the vCPU");
+    assert_ne!(after.rip, vcpu.rip);
+    assert_ne!(guest.status(), "running");
     dashboard.keys("p");
     dashboard.wait("a running guest", |s| s.status == Status::Running);
-
     busy.into_iter().for_each(|job| guest.end(job));
 
     // Leaving takes the breakpoint along.

@@ -1,0 +1,154 @@
+//! What can go wrong with a real guest: each thing gets one clear sentence, and the guest runs on.
+
+mod live;
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+};
+
+use live::{
+    dashboard::Dashboard,
+    guest::{Guest, Options},
+};
+use vmscope::engine::{
+    command::{Command, Target},
+    driver::qemu::QemuOptions,
+    snapshot::{Scope, Status},
+    worker::{StartOptions, start_qemu},
+};
+
+fn breakpoint(place: &str) -> Command {
+    let target = Target::parse(place).expect("a place");
+    Command::AddBreakpoint { target, scope: Scope::Global, tag: String::new() }
+}
+
+#[test]
+fn places_that_are_not_there_are_named() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let dashboard = Dashboard::open(&guest, true, StartOptions::default());
+    dashboard.wait("the kernel", |s| s.status == Status::Running);
+    let refused = |place: &str| dashboard.ask(breakpoint(place)).expect_err(place);
+    assert!(refused("do_sys_openat9").contains("no symbol"), "{}", refused("do_sys_openat9"));
+    assert!(refused("do_sys_openat").contains("did you mean do_sys_openat2"), "{}", refused("do_sys_openat"));
+    assert!(refused("0x8000000000000000").contains("canonical"));
+    assert!(refused("main@4000000").contains("no symbol"));
+    assert!(refused("0x401000@4000000").contains("no process 4000000"));
+    // An address that nothing maps is no error: the breakpoint waits for its page.
+    let said = dashboard.ask(breakpoint("0x10000000000@1")).expect("a pending breakpoint");
+    assert!(format!("{said:?}").contains("pending"), "{said:?}");
+    assert!(dashboard.engine.snapshot.load().faults.is_empty());
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn read_only_is_held() {
+    let Some(guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let start = StartOptions { read_only: true, ..StartOptions::default() };
+    let dashboard = Dashboard::open(&guest, true, start);
+    dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    for command in [breakpoint("do_sys_openat2"), Command::Pause] {
+        let refused = dashboard.ask(command).expect_err("read-only");
+        assert!(refused.contains("read-only"), "{refused}");
+    }
+    assert_eq!(guest.status(), "running");
+    dashboard.close();
+}
+
+#[test]
+fn a_guest_in_its_firmware_is_waited_for() {
+    let Some(mut guest) = Guest::power_on(&Options { plain: true, ..Options::default() }) else { return };
+    let dashboard = Dashboard::open(&guest, true, StartOptions::default());
+    guest.wait_for_shell();
+    let snapshot = dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    assert_eq!(snapshot.guest.os, "linux");
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_second_gdb_client_is_told_of_the_first() {
+    let Some(mut guest) = Guest::boot(&Options::default()) else { return };
+    let first = UnixStream::connect(guest.gdb_socket()).expect("the stub");
+    // The stub stops the guest for its client; let it run again, as a debugger would.
+    guest.qmp("cont", serde_json::json!({}));
+    let dashboard = Dashboard::open(&guest, false, StartOptions::default());
+    dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    let refused = dashboard.ask(breakpoint("do_sys_openat2")).expect_err("the stub is taken");
+    assert!(refused.contains("gdb"), "{refused}");
+    drop(first);
+    dashboard.close();
+    guest.qmp("cont", serde_json::json!({}));
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_qemu_that_dies_is_a_lost_guest() {
+    let Some(guest) = Guest::boot(&Options::default()) else { return };
+    let start =
+        StartOptions { breaks: vec![Target::parse("do_sys_openat2").expect("a place")], ..StartOptions::default() };
+    let dashboard = Dashboard::open(&guest, false, start);
+    dashboard.wait("the kernel", |s| s.status == Status::Running);
+    guest.signal("KILL");
+    let snapshot = dashboard.wait("the loss", |s| s.status == Status::Lost);
+    assert!(snapshot.notice.is_some());
+    // What was seen stays to be looked at.
+    assert!(!snapshot.processes.is_empty());
+}
+
+#[test]
+fn a_qemu_that_stalls_is_survived() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let dashboard = Dashboard::open(&guest, true, StartOptions::default());
+    dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    guest.signal("STOP");
+    dashboard.keys("z");
+    guest.signal("CONT");
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_memory_file_that_shrinks_is_an_error_and_no_crash() {
+    let Some(mut guest) = Guest::boot(&Options::default()) else { return };
+    // A copy, because QEMU itself would not survive it.
+    let copy = guest.memory_file().with_file_name("copy");
+    std::fs::copy(guest.memory_file(), &copy).expect("a copy of the memory");
+    let options = QemuOptions {
+        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
+        memory: Some(copy.clone()),
+        ..QemuOptions::default()
+    };
+    let engine = start_qemu(options, StartOptions::default()).expect("the guest can be attached to");
+    File::options().write(true).open(&copy).and_then(|file| file.set_len(1 << 20)).expect("a shorter file");
+    let (answer, answered) = crossbeam_channel::bounded(1);
+    engine.requests.send(vmscope::engine::command::Request { command: Command::Refresh, answer }).expect("the engine");
+    // Whatever it answers, it answers, and the last list of processes is still there.
+    assert!(answered.recv_timeout(live::dashboard::PATIENCE).is_ok());
+    vmscope::app::event_loop::leave(&engine).expect("the engine leaves");
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_socket_that_is_not_qemus_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("other.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let server = std::thread::spawn(move || {
+        if let Ok((mut peer, _)) = listener.accept() {
+            let _ = peer.write_all(b"220 mail.example ESMTP\r\n");
+            let _ = peer.read(&mut [0; 64]);
+        }
+    });
+    let options = QemuOptions { qmp: Some(format!("unix:{}", path.display())), ..QemuOptions::default() };
+    let refused = start_qemu(options, StartOptions::default()).expect_err("no QEMU");
+    assert!(refused.contains("QMP"), "{refused}");
+    server.join().expect("the server");
+    let gone =
+        QemuOptions { qmp: Some(format!("unix:{}", dir.path().join("none").display())), ..QemuOptions::default() };
+    let refused = start_qemu(gone, StartOptions::default()).expect_err("no socket");
+    assert!(refused.contains("none"), "{refused}");
+}
