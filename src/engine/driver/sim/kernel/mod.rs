@@ -2,9 +2,9 @@
 //!
 //! Two halves. `code` is what the vCPUs execute, at the addresses of the real build; this module and its children are
 //! the kernel's model, which that code asks by VMCALL: `schedule` (which thread is next), `pager` (which page goes and
-//! comes), `process` (objects, the CID table, starts and exits), `worker` (the system thread: trimming, deletion,
-//! integrity check, self-patching), `boot` (memory as it is after booting), `user` (programs and their pages), `space`
-//! (frames, page tables). The structures are at the offsets of `facts`.
+//! comes), `process` (starts and exits), `objects` (their structures, the CID table), `worker` (the system thread:
+//! trimming, deletion, integrity check, self-patching), `boot` (memory as it is after booting), `user` (programs and
+//! their pages), `space` (frames, page tables). The structures are at the offsets of `facts`.
 //!
 //! Simplified against the real one: the CID table has one handle range for processes and threads and no locks; the
 //! kernel reaches page tables through a map of all RAM instead of the self-map; processes have at most two threads and
@@ -13,6 +13,7 @@
 mod boot;
 mod code;
 mod facts;
+mod objects;
 mod pager;
 mod process;
 mod schedule;
@@ -23,8 +24,9 @@ mod worker;
 use self::{
     code::Call,
     facts::Facts,
+    objects::{CidTable, Objects},
     pager::Pager,
-    process::{CidTable, Objects, Process, Thread},
+    process::{Process, Thread},
     schedule::{Scheduler, ThreadId},
     space::{FRAME, Frames, PRESENT, Space},
     user::{NOWHERE, Program},

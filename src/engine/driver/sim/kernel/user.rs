@@ -108,7 +108,7 @@ pub(super) fn program_code(
         a.xor(r12d, r12d)?;
         a.set_label(&mut again)?;
         a.inc(r12)?;
-        a.mov(ecx, 64)?;
+        a.mov(ecx, 32)?;
         a.mov(rax, r12)?;
         a.set_label(&mut compute)?;
         a.lea(rax, qword_ptr(rax + rcx * 2 + 1))?;
