@@ -14,7 +14,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde_json::Value;
 use vmscope::{
     app::{
-        event_loop::{Input, Setup},
+        console::Input,
+        event_loop::Setup,
         headless::{End, Plan},
         keymap::Keymap,
         screenshot::{Screenshot, json},

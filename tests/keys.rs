@@ -5,8 +5,9 @@ use std::{fs, path::Path, sync::Arc};
 use ratatui::layout::Rect;
 use vmscope::{
     app::{
-        action::{ACTIONS, Place, keys_document},
-        keymap::Keymap,
+        action::{ACTIONS, Action, Place, keys_document},
+        config::Config,
+        keymap::{self, Keymap},
         script::{Script, Step},
         update::{self, Effect, hints},
     },
@@ -419,4 +420,18 @@ fn the_log_shows_more_or_less_of_a_chosen_part() {
     user.press("j + - k t");
     assert!(!user.state.log.targets);
     assert!(user.press("/").is_empty() && user.popup().is_none(), "lines of the log are not rows");
+}
+
+#[test]
+fn the_documented_configuration_is_one() {
+    let document = include_str!("../docs/configuration.md");
+    let sample = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let config = Config::parse(sample).unwrap();
+    assert_eq!(config.theme.as_deref(), Some("light"));
+    let keymap = Keymap::new(&config.keys()).unwrap();
+    assert_eq!(keymap.keys_of(Action::Quit).collect::<Vec<_>>(), ["ctrl-q"]);
+    let names = document.split_once("A key is").unwrap().1;
+    for name in ["shift-tab", "pgdn", "backspace", "delete", "insert", "f24"] {
+        assert!(names.contains(name.trim_end_matches(char::is_numeric)) && keymap::parse(name).is_ok(), "{name}");
+    }
 }

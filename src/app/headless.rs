@@ -12,7 +12,7 @@ use std::{
 use crossbeam_channel::Receiver;
 
 use super::{
-    event_loop::{Console, Input, Next, Situation},
+    console::{Console, Input, Next, Situation},
     script::{Condition, Script, Step},
 };
 use crate::engine::snapshot::Status;

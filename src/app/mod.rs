@@ -7,6 +7,7 @@
 
 pub mod action;
 pub mod config;
+pub mod console;
 pub mod event_loop;
 pub mod headless;
 pub mod history;

@@ -14,7 +14,8 @@ use ratatui::{Terminal, backend::TestBackend};
 
 use super::{
     config::{self, Config},
-    event_loop::{Ended, Input, Loop, Setup, leave},
+    console::Input,
+    event_loop::{Ended, Loop, Setup, leave},
     headless::{Plan, Scripted},
     keymap::Keymap,
     screenshot::{Screenshot, Shot},

@@ -29,7 +29,7 @@ use signal_hook::{
     low_level,
 };
 
-use super::event_loop::{Console, Input};
+use super::console::{Console, Input};
 
 /// Whether the terminal is ours now; what [`restore`] undoes once.
 static TAKEN: AtomicBool = AtomicBool::new(false);

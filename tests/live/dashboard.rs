@@ -11,7 +11,8 @@ use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
 use ratatui::{Terminal, backend::TestBackend};
 use vmscope::{
     app::{
-        event_loop::{Console, Ended, Input, Loop, leave},
+        console::{Console, Input},
+        event_loop::{Ended, Loop, leave},
         start::prepare,
     },
     engine::{

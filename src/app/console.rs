@@ -1,0 +1,99 @@
+//! Where keys come from, and what a screen is besides its cells: the part of the loop that differs between a user's
+//! terminal ([`super::terminal`]) and a script ([`super::headless`]).
+
+use std::time::Duration;
+
+use crokey::KeyCombination;
+use crossbeam_channel::Receiver;
+use crossterm::event::Event;
+
+use crate::engine::snapshot::Snapshot;
+
+/// What comes in from outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A key, the mouse, a paste, a new size, the focus.
+    Terminal(Event),
+    /// The signal that suspends.
+    Suspend,
+    /// The process runs again after it was stopped.
+    Continued,
+    /// A signal that ends the program, by its name.
+    Terminate(&'static str),
+    /// The terminal is gone, and why.
+    Lost(String),
+}
+
+/// How things stand when a console is asked for its next step.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// The newest picture.
+    pub snapshot: &'a Snapshot,
+    /// Time since the loop began: real, or the guest's in a run of virtual time.
+    pub now: Duration,
+    /// Whether the engine has ended, so that nothing will change any more.
+    pub engine_ended: bool,
+}
+
+/// The next step of a console.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Nothing before something happens.
+    Wait,
+    /// Nothing before something happens or the time has passed.
+    WaitFor(Duration),
+    /// A key is pressed.
+    Press(KeyCombination),
+    /// The guest is to run for this many ticks of virtual time.
+    Advance(u64),
+    /// The run is over.
+    End,
+    /// The run has failed, and why.
+    Fail(String),
+}
+
+/// Where keys come from and what a screen is besides its cells.
+pub trait Console {
+    /// What comes in by itself.
+    fn inputs(&self) -> &Receiver<Input>;
+
+    /// Asked whenever no command is under way.
+    fn next(&mut self, _: &Situation<'_>) -> Next {
+        Next::Wait
+    }
+
+    /// Whether nobody is there who could decide that an answer takes too long.
+    fn is_scripted(&self) -> bool {
+        false
+    }
+
+    /// Whether time is the guest's: pictures are looked at one by one, in step with the engine.
+    fn is_virtual(&self) -> bool {
+        false
+    }
+
+    /// Before the cells of a frame are written.
+    fn begin_frame(&mut self) {}
+
+    /// After the cells of a frame were written.
+    fn end_frame(&mut self) {}
+
+    /// Puts text on the user's clipboard.
+    fn copy(&mut self, _: &str) {}
+
+    /// Gives the terminal to the shell until the user comes back; answers whether everything must be drawn again.
+    ///
+    /// # Errors
+    /// A sentence when the terminal does not come back.
+    fn suspend(&mut self) -> Result<bool, String> {
+        Ok(false)
+    }
+
+    /// Takes the terminal again after the process was stopped from outside.
+    ///
+    /// # Errors
+    /// A sentence when the terminal does not come back.
+    fn resume(&mut self) -> Result<bool, String> {
+        Ok(false)
+    }
+}
