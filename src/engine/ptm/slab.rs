@@ -6,6 +6,9 @@ pub(super) type Id = u32;
 /// No value.
 pub(super) const NONE: Id = Id::MAX;
 
+/// Room that the books have from the start, so that the first addresses do not pay for growing them.
+pub(super) const FIRST_ROOM: usize = 32;
+
 /// A value of a slab. The default one is what a free place holds, and is not live.
 pub(super) trait Slot: Default {
     /// Whether it is a value.
@@ -27,7 +30,12 @@ pub(super) struct Slab<T> {
 
 impl<T: Slot> Default for Slab<T> {
     fn default() -> Self {
-        Self { items: Vec::new(), free: Vec::new(), void: T::default(), sink: T::default() }
+        Self {
+            items: Vec::with_capacity(FIRST_ROOM),
+            free: Vec::with_capacity(FIRST_ROOM),
+            void: T::default(),
+            sink: T::default(),
+        }
     }
 }
 

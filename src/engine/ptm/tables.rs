@@ -7,7 +7,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use super::{
     entries::Entries,
     guard::TableGuard,
-    slab::{Id, NONE, Slab, Slot},
+    slab::{FIRST_ROOM, Id, NONE, Slab, Slot},
 };
 use crate::engine::{
     addr::{Gfn, Pa, View},
@@ -73,9 +73,9 @@ impl<Found> Default for Tables<Found> {
     fn default() -> Self {
         Self {
             slab: Slab::default(),
-            by_frame: HashTable::new(),
+            by_frame: HashTable::with_capacity(FIRST_ROOM),
             hasher: DefaultHashBuilder::default(),
-            idle: Vec::new(),
+            idle: Vec::with_capacity(FIRST_ROOM),
             entries: 0,
         }
     }
@@ -118,7 +118,7 @@ impl<Found: Copy> Tables<Found> {
         self.by_frame.find(hash, same).copied().unwrap_or(NONE)
     }
 
-    /// Guards a page. If nothing is linked into it, [`Tables::settle`] gives it up again.
+    /// Guards a page. If nothing is to be linked into it after all: [`Tables::give_up_unused`].
     pub(super) fn acquire<Driver, Guard>(&mut self, vmi: &VmiCore<Driver>, gfn: Gfn, view: View) -> Result<Id, VmiError>
     where
         Driver: VmiDriver,
@@ -129,14 +129,22 @@ impl<Found: Copy> Tables<Found> {
             return Ok(id);
         }
         let found = Some(Guard::protect(vmi, gfn, view)?);
-        let id = self.slab.insert(Table { gfn, view, found, idle: true, ..Table::default() });
+        let id = self.slab.insert(Table { gfn, view, found, ..Table::default() });
         let Self { slab, by_frame, hasher, .. } = self;
         by_frame.insert_unique(hasher.hash_one(key(gfn, view)), id, |id| {
             let table = slab.at(*id);
             hasher.hash_one(key(table.gfn, table.view))
         });
-        self.idle.push(id);
         Ok(id)
+    }
+
+    /// Has [`Tables::settle`] give a page up, if it has no entries.
+    pub(super) fn give_up_unused(&mut self, id: Id) {
+        let table = self.slab.at_mut(id);
+        if table.nodes == 0 && !table.idle {
+            table.idle = true;
+            self.idle.push(id);
+        }
     }
 
     /// Puts a node at the front of an entry's chain; answers the node that was there before.
@@ -157,10 +165,7 @@ impl<Found: Copy> Tables<Found> {
             table.entries.set_head(index, new_head);
             self.entries -= usize::from(new_head == NONE);
         }
-        if table.nodes == 0 && !table.idle {
-            table.idle = true;
-            self.idle.push(id);
-        }
+        self.give_up_unused(id);
     }
 
     /// Forgets all entries of all tables; [`Tables::settle`] gives the tables up.

@@ -308,7 +308,8 @@ impl<Found: Copy> Tree<Found> {
         if let Some(child) = self.child(parent, table, index) {
             return Ok(child);
         }
-        let raw = vmi.read_entry(self.tables.at(table).entry_pa(index))?;
+        let raw =
+            vmi.read_entry(self.tables.at(table).entry_pa(index)).inspect_err(|_| self.tables.give_up_unused(table))?;
         let node = Node { raw, previous: raw, parent, next_sibling, table, index, level, ..Node::default() };
         let id = self.nodes.insert(node);
         let next_alias = self.tables.link(table, index, id);

@@ -7,7 +7,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use super::{
     adapter::Mapping,
     event::{PageEntryUpdate, PageTableMonitorEvent},
-    slab::{Id, NONE, Slab, Slot},
+    slab::{FIRST_ROOM, Id, NONE, Slab, Slot},
 };
 use crate::engine::addr::{AddressContext, Pa, View};
 
@@ -102,7 +102,12 @@ pub(super) struct Watches<Tag> {
 
 impl<Tag> Default for Watches<Tag> {
     fn default() -> Self {
-        Self { slab: Slab::default(), by_address: HashTable::new(), hasher: DefaultHashBuilder::default(), paged_in: 0 }
+        Self {
+            slab: Slab::default(),
+            by_address: HashTable::with_capacity(FIRST_ROOM),
+            hasher: DefaultHashBuilder::default(),
+            paged_in: 0,
+        }
     }
 }
 
