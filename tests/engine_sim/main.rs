@@ -1,11 +1,12 @@
 //! The built-in guest through the capability traits and the Windows layer: what it does (`guest`), what is reported and
-//! how answers work (`events`), paging and injected faults (`paging`), the driver's own rules
+//! how answers work (`events`), instructions (`instructions`), paging and injected faults (`paging`), the driver's own rules
 //! (`driver`), and the Windows layer in memory that lies (`hostile`).
 
 mod driver;
 mod events;
 mod guest;
 mod hostile;
+mod instructions;
 mod paging;
 
 use std::time::Duration;

@@ -231,6 +231,8 @@ impl Machine {
             VmiEventAction::Continue => {}
             VmiEventAction::Deny => {
                 cpu.delivering = None;
+                // What was denied is over.
+                cpu.owes_step = false;
                 if !moved && !matches!(event.reason(), Amd64EventReason::Singlestep { .. }) {
                     let length = self.with_core(id, |core| core.length_here()).unwrap_or(0);
                     if let Some(cpu) = self.vcpus.get_mut(id) {

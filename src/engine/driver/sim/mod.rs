@@ -70,6 +70,9 @@ pub struct SimProcess {
 }
 
 /// The built-in guest.
+///
+/// As on Xen, the end of a single step is reported only while `EventMonitor::Singlestep` is enabled, and no external
+/// interrupt is taken during one. An answer that names a view that does not exist leaves the vCPU in the one it is in.
 pub struct SimDriver {
     machine: RefCell<Machine>,
     pace: RefCell<Pace>,
