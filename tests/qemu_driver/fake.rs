@@ -1,0 +1,499 @@
+//! A peer that behaves as QEMU does on its two sockets, with a machine that follows a script.
+//!
+//! What it models is what the driver has to cope with: a byte sent to the stub of a running guest stops it and is lost;
+//! a vCPU at a breakpoint hits it again when it goes on; a stop names one vCPU of several; stops come unasked.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::FileExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, RwLock},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use vmscope::engine::{
+    driver::qemu::{QemuDriver, QemuOptions},
+    error::VmiError,
+};
+
+/// Where the tests' breakpoint is, in guest-virtual and in guest-physical memory.
+pub const BREAKPOINT: u64 = 0xffff_ffff_8100_0010;
+pub const BREAKPOINT_PA: u64 = 0x20_0010;
+/// Elsewhere in the kernel.
+pub const ELSEWHERE: u64 = 0xffff_ffff_8100_0800;
+const ROOT: u64 = 0x1000;
+const STACK: u64 = 0xffff_8880_0000_4000;
+
+/// What happens when the guest goes on.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// These vCPUs come to an address; the last one is named.
+    Come(Vec<usize>, u64),
+    /// A vCPU stops at an address for no reason of ours.
+    Trap(usize, u64),
+    /// A vCPU hits the watchpoint that covers an address.
+    Watch(usize, u64),
+    /// Somebody else sets the guest running after the next stop was answered this many times (`g` packets).
+    ContinueAfterReads(usize),
+}
+
+pub struct Machine {
+    pub running: bool,
+    pub status: &'static str,
+    pub rip: [u64; 2],
+    pub rax: [u64; 2],
+    pub rsp: [u64; 2],
+    pub points: Vec<String>,
+    /// Every packet and every command that changes something, in order.
+    pub log: Vec<String>,
+    pub script: VecDeque<Act>,
+    /// Steps that stop before their instruction.
+    pub sticky_steps: usize,
+    /// Steps that fault: the vCPU comes to a handler and the instruction comes again.
+    pub faulting_steps: usize,
+    pub stub_is_taken: bool,
+    pub silent: bool,
+    pub architecture: &'static str,
+    continue_after: Option<usize>,
+    /// What an exception has pushed: error code, rip, cs, flags, rsp, ss.
+    frame: [u64; 6],
+    gdb: Option<UnixStream>,
+    gdb_address: Option<String>,
+    qmp: Vec<UnixStream>,
+    selected: usize,
+    physical: bool,
+    memory: File,
+}
+
+pub struct Fake {
+    pub folder: tempfile::TempDir,
+    pub machine: Arc<Mutex<Machine>>,
+    pub changed: Arc<Condvar>,
+}
+
+/// All fakes are the same process, and so the same guest to a session that looks for what a dead one has left: the test
+/// of that writes, all others read.
+pub static ATTACHING: RwLock<()> = RwLock::new(());
+
+pub fn attach(options: QemuOptions) -> Result<QemuDriver, VmiError> {
+    let _guard = ATTACHING.read();
+    QemuDriver::attach(options)
+}
+
+type Shared = (Arc<Mutex<Machine>>, Arc<Condvar>);
+
+impl Fake {
+    /// A guest that runs, with two vCPUs and 4 MiB of memory around a hole.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("ram");
+        let memory = File::options().read(true).write(true).create(true).truncate(true).open(path).expect("a file");
+        memory.set_len(4 << 20).expect("room");
+        // One large page maps the kernel: PML4[511] → PDPT[510] → PD[8].
+        for (at, entry) in [(ROOT + 511 * 8, 0x2003u64), (0x2000 + 510 * 8, 0x3003), (0x3000 + 8 * 8, 0x20_0083)] {
+            memory.write_at(&entry.to_le_bytes(), at).expect("room");
+        }
+        let machine = Machine {
+            running: true,
+            status: "running",
+            rip: [ELSEWHERE; 2],
+            rax: [0; 2],
+            rsp: [STACK; 2],
+            points: Vec::new(),
+            log: Vec::new(),
+            script: VecDeque::new(),
+            sticky_steps: 0,
+            faulting_steps: 0,
+            stub_is_taken: false,
+            silent: false,
+            architecture: "x86_64",
+            continue_after: None,
+            frame: [0; 6],
+            gdb: None,
+            gdb_address: None,
+            qmp: Vec::new(),
+            selected: 0,
+            physical: false,
+            memory,
+        };
+        let fake = Self { folder, machine: Arc::new(Mutex::new(machine)), changed: Arc::new(Condvar::new()) };
+        let listener = UnixListener::bind(fake.path("qmp")).expect("a socket");
+        let shared = fake.shared();
+        thread::spawn(move || {
+            // QEMU serves one client at a time.
+            for stream in listener.incoming().flatten() {
+                serve_qmp(&shared, stream);
+            }
+        });
+        fake
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn options(&self) -> QemuOptions {
+        QemuOptions {
+            qmp: Some(format!("unix:{}", self.path("qmp").display())),
+            memory: Some(self.path("ram")),
+            ..QemuOptions::default()
+        }
+    }
+
+    pub fn attach(&self) -> QemuDriver {
+        attach(self.options()).expect("it attaches")
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().expect("no panic")
+    }
+
+    /// The log so far, and forgets it.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().log)
+    }
+
+    /// Waits until something is true of the machine.
+    pub fn wait_until(&self, mut is_so: impl FnMut(&Machine) -> bool) -> bool {
+        let limit = Duration::from_secs(20);
+        let (_guard, result) =
+            self.changed.wait_timeout_while(self.lock(), limit, |machine| !is_so(machine)).expect("no panic");
+        !result.timed_out()
+    }
+
+    fn shared(&self) -> Shared {
+        (Arc::clone(&self.machine), Arc::clone(&self.changed))
+    }
+}
+
+impl Machine {
+    fn event(&mut self, name: &str) {
+        let line = json!({ "event": name, "timestamp": { "seconds": 0, "microseconds": 0 } }).to_string() + "\r\n";
+        self.qmp.retain_mut(|stream| stream.write_all(line.as_bytes()).is_ok());
+    }
+
+    pub fn stop(&mut self, status: &'static str) {
+        if self.running {
+            self.running = false;
+            self.status = status;
+            self.event("STOP");
+        }
+    }
+
+    fn start(&mut self) {
+        if !self.running {
+            self.running = true;
+            self.status = "running";
+            self.event("RESUME");
+        }
+    }
+
+    fn send(&mut self, packet: &str) {
+        let sum = packet.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
+        if let Some(gdb) = &mut self.gdb {
+            let _ = gdb.write_all(format!("${packet}#{sum:02x}").as_bytes());
+        }
+    }
+
+    /// What `stop` by somebody else, or a byte sent while the guest runs, does.
+    pub fn pause(&mut self) {
+        if self.running {
+            self.stop("paused");
+            self.send("T02thread:p01.01;");
+        }
+    }
+
+    fn trap(&mut self, vcpu: usize, more: &str) {
+        self.stop("debug");
+        self.send(&format!("T05thread:p01.{:02x};{more}", vcpu + 1));
+    }
+
+    fn has_breakpoint(&self, va: u64) -> bool {
+        self.points.contains(&format!("0,{va:x},1"))
+    }
+
+    pub fn go(&mut self) {
+        self.start();
+        if let Some(vcpu) = (0..2).find(|&vcpu| self.has_breakpoint(self.rip[vcpu])) {
+            return self.trap(vcpu, "");
+        }
+        match self.script.pop_front() {
+            Some(Act::Come(vcpus, va)) => {
+                for &vcpu in &vcpus {
+                    self.rip[vcpu] = va;
+                    self.rsp[vcpu] = STACK;
+                }
+                if let Some(&last) = vcpus.last().filter(|_| self.has_breakpoint(va)) {
+                    self.trap(last, "");
+                }
+            }
+            Some(Act::Trap(vcpu, va)) => {
+                self.rip[vcpu] = va;
+                self.trap(vcpu, "");
+            }
+            Some(Act::Watch(vcpu, address)) => self.trap(vcpu, &format!("watch:{address:x};")),
+            Some(Act::ContinueAfterReads(count)) => {
+                self.continue_after = Some(count);
+                self.go();
+            }
+            None => {}
+        }
+    }
+
+    fn step(&mut self, vcpu: usize) {
+        self.start();
+        if self.sticky_steps > 0 {
+            self.sticky_steps -= 1;
+        } else if self.faulting_steps > 0 {
+            self.faulting_steps -= 1;
+            self.frame = [2, self.rip[vcpu], 0x10, 0x246, self.rsp[vcpu], 0x18];
+            self.rip[vcpu] = ELSEWHERE;
+            self.rsp[vcpu] -= 48;
+        } else {
+            self.rip[vcpu] += 4;
+        }
+        self.trap(vcpu, "");
+    }
+
+    /// The registers of the description below.
+    fn registers(&self, vcpu: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for value in [self.rax[vcpu], self.rsp[vcpu], self.rip[vcpu]] {
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.extend(0x246u32.to_le_bytes());
+        bytes.extend(0x10u32.to_le_bytes());
+        for value in [0x8000_0001u64, ROOT, 0x20, 0xd01] {
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn packet(&mut self, packet: &str) {
+        let quiet = ["g", "m", "q", "H", "?"].iter().any(|prefix| packet.starts_with(prefix));
+        if !quiet {
+            self.log.push(packet.to_owned());
+        }
+        let reply = match packet {
+            "?" => {
+                self.points.clear();
+                "T05thread:01;".to_owned()
+            }
+            "g" => {
+                self.send(&hex(&self.registers(self.selected)));
+                if let Some(left) = self.continue_after.take() {
+                    match left {
+                        0 | 1 => self.go(),
+                        more => self.continue_after = Some(more - 1),
+                    }
+                }
+                return;
+            }
+            "vCont;c" => return self.go(),
+            "D;1" => {
+                self.points.clear();
+                self.send("OK");
+                return self.start();
+            }
+            "qfThreadInfo" => "mp01.01,p01.02".to_owned(),
+            "qsThreadInfo" => "l".to_owned(),
+            _ if packet.starts_with("qSupported") => "PacketSize=1000;qXfer:features:read+;multiprocess+".to_owned(),
+            _ if packet.starts_with("qXfer:features:read:target.xml:0,") => DESCRIPTION.to_owned(),
+            _ if packet == format!("m{:x},30", self.rsp[self.selected]) => {
+                hex(&self.frame.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())
+            }
+            _ if packet.starts_with("Hg") => {
+                self.selected = usize::from(packet.ends_with('2'));
+                "OK".to_owned()
+            }
+            _ if packet.starts_with("vCont;s:") => {
+                let vcpu = usize::from(packet.ends_with('2'));
+                return self.step(vcpu);
+            }
+            _ if packet.starts_with('Z') => {
+                self.points.push(packet[1..].to_owned());
+                "OK".to_owned()
+            }
+            _ if packet.starts_with('z') => match self.points.iter().position(|point| *point == packet[1..]) {
+                Some(index) => {
+                    self.points.remove(index);
+                    "OK".to_owned()
+                }
+                None => "E22".to_owned(),
+            },
+            "Qqemu.PhyMemMode:1" | "Qqemu.PhyMemMode:0" => {
+                self.physical = packet.ends_with('1');
+                "OK".to_owned()
+            }
+            _ if packet.starts_with('M') && self.physical => {
+                let (place, digits) = packet[1..].split_once(':').expect("contents");
+                let (address, _) = place.split_once(',').expect("a length");
+                let address = u64::from_str_radix(address, 16).expect("an address");
+                let digits = digits.as_bytes().chunks(2);
+                let bytes: Vec<u8> = digits
+                    .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits"))
+                    .collect();
+                self.memory.write_at(&bytes, address).expect("room");
+                "OK".to_owned()
+            }
+            _ if packet.starts_with("P0=") => {
+                let bytes = u64::from_str_radix(&packet[3..], 16).expect("digits");
+                self.rax[self.selected] = bytes.swap_bytes();
+                "OK".to_owned()
+            }
+            _ if packet.starts_with("Qqemu.sstep=") => "OK".to_owned(),
+            _ => String::new(),
+        };
+        self.send(&reply);
+    }
+
+    fn human(&mut self, line: &str, shared: &Shared, vcpu: usize) -> String {
+        match line {
+            "info mtree -f" => MAP.to_owned(),
+            "info registers" => format!(
+                "RAX={:016x} RSP=ffff888000004000\r\nRIP={:016x} RFL=00000246 [---Z-P-] HLT=0\r\n\
+                 CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]\r\nIDT=     fffffe0000000000 00000fff\r\n\
+                 CR0=80000001 CR2=0 CR3={ROOT:016x} CR4=00000020\r\nEFER=0000000000000d01\r\n",
+                self.rax[vcpu], self.rip[vcpu]
+            ),
+            "gdbserver none" => {
+                self.log.push(line.to_owned());
+                self.gdb = None;
+                self.gdb_address = None;
+                "Disabled gdbserver\r\n".to_owned()
+            }
+            _ => match line.strip_prefix("gdbserver unix:") {
+                Some(rest) => {
+                    self.log.push("gdbserver".to_owned());
+                    let path = rest.split(',').next().expect("a path").to_owned();
+                    serve_gdb(shared, UnixListener::bind(&path).expect("a socket"));
+                    self.gdb_address = Some(path);
+                    "Waiting for gdb connection\r\n".to_owned()
+                }
+                None => format!("unknown command: '{line}'\r\n"),
+            },
+        }
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value, shared: &Shared) -> Option<Value> {
+        Some(match command {
+            "qmp_capabilities" => json!({}),
+            "query-target" => json!({ "arch": self.architecture }),
+            "query-name" => json!({ "name": "fake\u{1b}[31m" }),
+            "query-kvm" => json!({ "enabled": false, "present": true }),
+            "query-cpus-fast" => json!([{ "cpu-index": 0 }, { "cpu-index": 1 }]),
+            "query-status" => json!({ "running": self.running, "status": self.status }),
+            "query-chardev" => match (&self.gdb_address, self.stub_is_taken) {
+                (_, true) => json!([{ "label": "gdb", "filename": "unix:/run/gdb,server=on" }]),
+                (Some(path), _) => {
+                    json!([{ "label": "gdb", "filename": format!("disconnected:unix:{path},server=on") }])
+                }
+                (None, _) => json!([]),
+            },
+            "stop" => {
+                self.log.push(command.to_owned());
+                self.pause();
+                json!({})
+            }
+            "cont" => {
+                self.log.push(command.to_owned());
+                self.go();
+                json!({})
+            }
+            "human-monitor-command" => {
+                let line = arguments.get("command-line")?.as_str()?.to_owned();
+                let vcpu = arguments.get("cpu-index").and_then(Value::as_u64).unwrap_or(0);
+                Value::String(self.human(&line, shared, vcpu as usize))
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn serve_qmp((machine, changed): &Shared, stream: UnixStream) {
+    let mut out = stream.try_clone().expect("a socket");
+    let greeting =
+        json!({ "QMP": { "version": { "qemu": { "major": 7, "minor": 2, "micro": 22 } }, "capabilities": [] } });
+    let _ = out.write_all((greeting.to_string() + "\r\n").as_bytes());
+    machine.lock().expect("no panic").qmp.push(stream.try_clone().expect("a socket"));
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        let request: Value = serde_json::from_str(&line).expect("JSON");
+        let command = request["execute"].as_str().expect("a command");
+        let mut guard = machine.lock().expect("no panic");
+        if guard.silent {
+            continue;
+        }
+        let shared = (Arc::clone(machine), Arc::clone(changed));
+        let reply = match guard.execute(command, &request["arguments"], &shared) {
+            Some(value) => json!({ "return": value, "id": request["id"] }),
+            None => json!({ "error": { "class": "CommandNotFound", "desc": "no such command" }, "id": request["id"] }),
+        };
+        let _ = out.write_all((reply.to_string() + "\r\n").as_bytes());
+        drop(guard);
+        changed.notify_all();
+    }
+}
+
+fn serve_gdb((machine, changed): &Shared, listener: UnixListener) {
+    let (machine, changed) = (Arc::clone(machine), Arc::clone(changed));
+    thread::spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else { return };
+        {
+            let mut machine = machine.lock().expect("no panic");
+            machine.gdb = stream.try_clone().ok();
+            machine.pause();
+        }
+        let mut packet: Option<Vec<u8>> = None;
+        let mut byte = [0];
+        while let Ok(1) = stream.read(&mut byte) {
+            let mut machine = machine.lock().expect("no panic");
+            let [byte] = byte;
+            if byte == b'+' {
+                // It answers a packet of ours, whatever the guest does.
+            } else if machine.running {
+                // The byte stops the guest and is lost.
+                machine.pause();
+                packet = None;
+            } else if byte == b'$' {
+                packet = Some(Vec::new());
+            } else if let Some(bytes) = &mut packet {
+                bytes.push(byte);
+                if bytes.len() >= 3 && bytes[bytes.len() - 3] == b'#' {
+                    let text = String::from_utf8_lossy(&bytes[..bytes.len() - 3]).into_owned();
+                    packet = None;
+                    let _ = stream.write_all(b"+");
+                    machine.packet(&text);
+                }
+            }
+            drop(machine);
+            changed.notify_all();
+        }
+    });
+}
+
+const DESCRIPTION: &str = "l<?xml version=\"1.0\"?><target><!-- <reg name=\"ghost\" bitsize=\"64\"/> -->\
+    <feature name=\"org.gnu.gdb.i386.core\"><reg name=\"rax\" bitsize=\"64\"/><reg name=\"rsp\" bitsize=\"64\"/>\
+    <reg name=\"rip\" bitsize=\"64\"/><reg name=\"eflags\" bitsize=\"32\"/><reg name=\"cs\" bitsize=\"32\"/>\
+    <reg name=\"cr0\" bitsize=\"64\"/><reg name=\"cr3\" bitsize=\"64\"/><reg name=\"cr4\" bitsize=\"64\"/>\
+    <reg name=\"efer\" bitsize=\"64\"/></feature></target>";
+
+const MAP: &str = "FlatView #0\r\n AS \"I/O\", root: io\r\n Root memory region: io\r\n\
+    \x20 0000000000000000-0000000000000007 (prio 0, i/o): dma-chan\r\n\r\nFlatView #1\r\n AS \"memory\", root: system\r\n\
+    \x20AS \"cpu-memory-0\", root: system\r\n Root memory region: system\r\n\
+    \x20 0000000000000000-000000000009ffff (prio 0, ram): pc.ram\r\n\
+    \x20 00000000000a0000-00000000000bffff (prio 1, i/o): vga-lowmem\r\n\
+    \x20 00000000000c0000-00000000000fffff (prio 0, rom): pc.ram @00000000000c0000\r\n\
+    \x20 0000000000100000-00000000002fffff (prio 0, ram): pc.ram @0000000000100000\r\n\
+    \x20 00000000fffc0000-00000000ffffffff (prio 0, rom): pc.bios\r\n\
+    \x20 0000000100000000-00000001000fffff (prio 0, ram): pc.ram @0000000000300000\r\n\r\n";

@@ -1,0 +1,435 @@
+//! The QEMU driver against a peer that behaves as QEMU does, well and badly. Real guests are in `live_qemu`.
+
+mod fake;
+
+use std::{
+    io::Write,
+    os::unix::net::UnixListener,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use fake::{Act, BREAKPOINT, BREAKPOINT_PA, ELSEWHERE, Fake};
+use vmscope::engine::{
+    addr::{Gfn, Pa, Va, VcpuId},
+    arch::amd64::Amd64EventReason,
+    driver::{
+        MemoryAccess, VmiDebugControl, VmiDriver, VmiEventControl, VmiQueryRegisters, VmiRead, VmiSetRegisters,
+        VmiStep, VmiVmControl, VmiWrite,
+        qemu::{MemoryPath, QemuDriver, QemuOptions},
+    },
+    error::VmiError,
+    event::VmiEventResponse,
+    snapshot::Capability,
+};
+
+const LONG: Duration = Duration::from_secs(20);
+/// Long enough for what is there already, and for nothing else.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// The next event's vCPU and reason.
+fn next(driver: &QemuDriver, timeout: Duration) -> Result<(VcpuId, Amd64EventReason), VmiError> {
+    let mut seen = None;
+    driver.wait_for_event(timeout, |event| {
+        seen = Some((event.vcpu_id(), *event.reason()));
+        VmiEventResponse::default()
+    })?;
+    seen.ok_or_else(|| VmiError::Invalid("answered without an event".into()))
+}
+
+fn hit(vcpu: u16) -> (VcpuId, Amd64EventReason) {
+    let gfn = Gfn(BREAKPOINT_PA >> 12);
+    (VcpuId(vcpu), Amd64EventReason::DebugBreakpoint { va: Va(BREAKPOINT), gfn })
+}
+
+fn refusal<T>(result: Result<T, VmiError>) -> String {
+    match result {
+        Ok(_) => String::from("it worked"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn looking_touches_nothing() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    let info = driver.info().expect("info");
+    assert_eq!((info.vcpus, info.max_gfn), (2, Gfn(0x1000ff)));
+    assert!(!info.name.contains('\u{1b}'));
+    let registers = driver.registers(VcpuId(1)).expect("registers");
+    assert_eq!((registers.gp.rip, registers.cr3, registers.idt_base), (ELSEWHERE, 0x1000, 0xffff_fe00_0000_0000));
+    assert!(matches!(driver.registers(VcpuId(2)), Err(VmiError::VcpuNotFound(VcpuId(2)))));
+    assert!(driver.is_direct() && driver.memory_path() == MemoryPath::Mapped);
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    assert!(!driver.is_stub_attached() && !driver.is_paused());
+    drop(driver);
+    assert_eq!(fake.take_log(), [""; 0]);
+    assert!(fake.lock().running);
+}
+
+#[test]
+fn memory_lies_around_the_hole() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    let file = std::fs::File::options().write(true).open(fake.path("ram")).expect("the file");
+    std::os::unix::fs::FileExt::write_at(&file, b"below above", (3 << 20) - 6).expect("room");
+    let mut bytes = [0; 5];
+    assert!(driver.read_physical(Pa((3 << 20) - 6), &mut bytes).is_ok());
+    assert_eq!(&bytes, b"below");
+    assert!(driver.read_physical(Pa(1 << 32), &mut bytes).is_ok());
+    assert_eq!(&bytes, b"above");
+    // The video memory's window, the hole, the firmware (which is not the machine's memory) and the end.
+    for (from, first) in [(0xa_0000, 0xa_0000), (0x9_fffe, 0xa_0000), (3 << 20, 3 << 20), (0xffff_0000, 0xffff_0000)] {
+        let result = driver.read_physical(Pa(from), &mut bytes);
+        assert!(matches!(result, Err(VmiError::OutOfBounds(Pa(at))) if at == first), "{from:x}");
+    }
+    assert!(matches!(driver.read_physical(Pa((1 << 32) + (1 << 20) - 2), &mut bytes), Err(VmiError::OutOfBounds(_))));
+    assert!(matches!(driver.read_physical_u64(Pa(u64::MAX)), Err(VmiError::OutOfBounds(_))));
+}
+
+#[test]
+fn a_memory_file_that_shrinks_is_lost() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    std::fs::File::options().write(true).open(fake.path("ram")).and_then(|file| file.set_len(4096)).expect("shorter");
+    assert!(driver.read_physical_u64(Pa(8)).is_ok());
+    let lost = driver.read_physical_u64(Pa(0x20_0000));
+    assert!(matches!(lost, Err(VmiError::Lost(_))), "{lost:?}");
+    let mut options = fake.options();
+    drop(driver);
+    assert!(refusal(fake::attach(options.clone())).contains("as the guest's memory"));
+    options.memory = Some("/nonexistent".into());
+    assert!(refusal(fake::attach(options)).contains("/nonexistent"));
+}
+
+#[test]
+fn sockets_that_are_not_qemus() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let attach = |name: &str, says: &'static [u8], stays: bool| {
+        let path = folder.path().join(name);
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let peer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            stream.write_all(says).expect("room");
+            // Until the client has had enough.
+            if stays {
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
+        let qmp = Some(path.display().to_string());
+        let said = refusal(fake::attach(QemuOptions { qmp, ..QemuOptions::default() }));
+        peer.join().expect("no panic");
+        said
+    };
+    assert!(attach("hangup", b"", false).contains("not a QMP socket: it hung up"));
+    let said = attach("shell", b"\x1b[2Jlogin: \n", true);
+    assert!(said.contains("not a QMP socket") && said.contains("login:") && !said.contains('\u{1b}'), "{said}");
+    assert!(attach("json", b"{\"hello\":1}\n", true).contains("not a QMP socket"));
+    assert!(attach("prompt", b"(qemu) ", true).contains("not a QMP socket"));
+    assert!(attach("silence", b"", true).contains("does not greet"));
+    let at = |qmp: &str| fake::attach(QemuOptions { qmp: Some(qmp.into()), ..QemuOptions::default() });
+    assert!(refusal(at("/nonexistent/socket")).contains("/nonexistent/socket"));
+    assert!(refusal(at("nonsense")).contains("not an address"));
+    let pid = QemuOptions { pid: Some(std::process::id()), ..QemuOptions::default() };
+    assert!(refusal(fake::attach(pid)).contains("no QMP socket on its command line"));
+}
+
+#[test]
+fn other_architectures_are_refused() {
+    let fake = Fake::new();
+    fake.lock().architecture = "aarch64";
+    assert!(refusal(fake::attach(fake.options())).contains("aarch64"));
+}
+
+#[test]
+fn read_only_sends_nothing() {
+    let fake = Fake::new();
+    let driver = fake::attach(QemuOptions { read_only: true, ..fake.options() }).expect("it attaches");
+    let registers = driver.registers(VcpuId(0)).expect("registers");
+    let results = [
+        driver.write_physical(Pa(0), &[1]),
+        driver.set_registers(VcpuId(0), registers),
+        driver.set_breakpoint(Va(BREAKPOINT)),
+        driver.set_watchpoint(Va(BREAKPOINT), 8, MemoryAccess::W),
+        driver.pause(),
+        driver.resume(),
+        driver.step(VcpuId(0)),
+    ];
+    for result in results {
+        assert!(matches!(result, Err(VmiError::ReadOnly { .. })), "{result:?}");
+    }
+    let (can, cannot) = driver.capabilities();
+    for what in [Capability::Breakpoints, Capability::Pause, Capability::Step, Capability::Write] {
+        assert!(!can.contains(&what) && cannot.iter().any(|entry| entry.what == what), "{what:?}");
+    }
+    drop(driver);
+    assert_eq!(fake.take_log(), [""; 0]);
+}
+
+#[test]
+fn a_hit_is_reported_stepped_over_and_left() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("the same one");
+    assert!(driver.is_stub_attached());
+    fake.lock().script = [Act::Come(vec![1], BREAKPOINT)].into();
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(1));
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    let breakpoint = format!("0,{BREAKPOINT:x},1");
+    assert_eq!(
+        fake.take_log(),
+        ["gdbserver", &format!("Z{breakpoint}"), "vCont;c", "vCont;s:p1.2", "vCont;c"],
+        "only the vCPU that hit moves, before all go on"
+    );
+    drop(driver);
+    assert_eq!(fake.take_log(), [&format!("z{breakpoint}"), "D;1", "gdbserver none"]);
+    assert!(fake.lock().running);
+}
+
+#[test]
+fn two_vcpus_at_once_are_two_hits() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    fake.lock().script = [Act::Come(vec![0, 1], BREAKPOINT)].into();
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(1));
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+}
+
+#[test]
+fn what_is_not_a_hit_is_none() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    fake.lock().script = [Act::Trap(0, ELSEWHERE), Act::Come(vec![0], BREAKPOINT)].into();
+    // A step that stops before its instruction, as QEMU 7.2's sometimes do.
+    fake.lock().sticky_steps = 1;
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    // The guest is continued by somebody else while the hit is looked at, and stops for it again.
+    fake.lock().rip = [ELSEWHERE; 2];
+    fake.lock().script = [Act::Come(vec![0], BREAKPOINT)].into();
+    fake.lock().pause();
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    assert!(driver.is_paused());
+    driver.resume().expect("it goes on");
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+    fake.lock().go();
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+}
+
+#[test]
+fn an_instruction_that_faults_is_one_hit() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    // The second time is the same instruction after its fault was handled, the third a new one.
+    let come = || Act::Come(vec![0], BREAKPOINT);
+    fake.lock().script = [come(), come(), come()].into();
+    fake.lock().faulting_steps = 1;
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    assert!(fake.lock().script.is_empty());
+}
+
+#[test]
+fn packets_that_somebody_elses_continue_swallows_are_sent_again() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    for reads in 1..4 {
+        driver.pause().expect("it pauses");
+        fake.lock().rip = [ELSEWHERE; 2];
+        fake.lock().script = [Act::ContinueAfterReads(reads), Act::Come(vec![1], BREAKPOINT)].into();
+        driver.resume().expect("it goes on");
+        assert_eq!(next(&driver, LONG).expect("a hit"), hit(1));
+        assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)), "after {reads} reads");
+        assert!(fake.lock().running);
+    }
+}
+
+#[test]
+fn a_breakpoint_that_goes_takes_its_hit_along() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    // The hit comes in while the guest is paused.
+    fake.lock().rip = [BREAKPOINT, ELSEWHERE];
+    fake.lock().stop("debug");
+    fake.lock().go();
+    driver.pause().expect("it pauses");
+    assert_eq!(driver.events_pending(), 1);
+    driver.clear_breakpoint(Va(BREAKPOINT)).expect("it goes");
+    driver.resume().expect("it runs");
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    assert!(fake.lock().running);
+}
+
+#[test]
+fn watchpoints_name_what_was_watched() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_watchpoint(Va(0x8000), 8, MemoryAccess::W).expect("a watchpoint");
+    assert!(driver.set_watchpoint(Va(0x8000), 8, MemoryAccess::X).is_err());
+    fake.lock().script = [Act::Watch(0, 0x8004)].into();
+    let want = Amd64EventReason::DebugWatchpoint { va: Va(0x8000), access: MemoryAccess::W };
+    assert_eq!(next(&driver, LONG).expect("an access"), (VcpuId(0), want));
+    driver.clear_watchpoint(Va(0x8000), 8, MemoryAccess::W).expect("it goes");
+    assert_eq!(fake.lock().points, [""; 0]);
+}
+
+#[test]
+fn handlers_change_registers_and_ask_for_steps() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    fake.lock().script = [Act::Come(vec![0], BREAKPOINT)].into();
+    let answered = driver.wait_for_event(LONG, |event| {
+        let mut gp = event.registers().gp;
+        gp.rax = 0x1122_3344_5566_7788;
+        VmiEventResponse::singlestep().with_registers(gp)
+    });
+    assert!(answered.is_ok(), "{answered:?}");
+    assert_eq!(fake.lock().rax[0], 0x1122_3344_5566_7788);
+    let (vcpu, reason) = next(&driver, LONG).expect("a step");
+    assert!(vcpu == VcpuId(0) && matches!(reason, Amd64EventReason::Singlestep { .. }), "{reason:?}");
+    assert_eq!(fake.lock().rip[0], BREAKPOINT + 4);
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+}
+
+#[test]
+fn pauses_count_and_steps_need_one() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    assert!(refusal(driver.step(VcpuId(0))).contains("pause it"));
+    driver.pause().expect("it pauses");
+    driver.pause().expect("it pauses");
+    driver.resume().expect("one is left");
+    assert!(driver.is_paused() && !fake.lock().running);
+    driver.step(VcpuId(1)).expect("a step");
+    assert_eq!(fake.lock().rip, [ELSEWHERE, ELSEWHERE + 4]);
+    assert!(matches!(driver.step(VcpuId(7)), Err(VmiError::VcpuNotFound(_))));
+    driver.resume().expect("it runs");
+    assert!(fake.wait_until(|machine| machine.running));
+    assert!(!driver.is_paused());
+}
+
+#[test]
+fn stepping_off_an_unreported_hit_keeps_it() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    driver.pause().expect("it pauses");
+    fake.lock().rip[0] = BREAKPOINT;
+    driver.step(VcpuId(0)).expect("a step");
+    driver.resume().expect("it runs");
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+}
+
+#[test]
+fn writes_go_through_the_stub() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.write_physical(Pa(0x8000), &[7; 1500]).expect("it writes");
+    let mut bytes = [0; 1500];
+    driver.read_physical(Pa(0x8000), &mut bytes).expect("it reads");
+    assert_eq!(bytes, [7; 1500]);
+    drop(driver);
+    assert!(fake.lock().running);
+}
+
+#[test]
+fn a_guest_that_was_paused_stays_paused() {
+    let fake = Fake::new();
+    fake.lock().stop("paused");
+    let driver = fake.attach();
+    assert!(driver.is_paused());
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    drop(driver);
+    let log = fake.take_log();
+    assert!(!log.iter().any(|line| line == "D;1" || line == "cont" || line.starts_with("vCont")), "{log:?}");
+    assert!(!fake.lock().running && fake.lock().points.is_empty());
+}
+
+#[test]
+fn another_debugger_is_named_and_left_alone() {
+    let fake = Fake::new();
+    fake.lock().stub_is_taken = true;
+    let driver = fake.attach();
+    assert!(refusal(driver.set_breakpoint(Va(BREAKPOINT))).contains("another debugger is connected"));
+    assert_eq!(fake.take_log(), [""; 0]);
+    assert!(fake.lock().running);
+}
+
+#[test]
+fn a_qemu_that_goes_silent_is_lost() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    fake.lock().silent = true;
+    let said = driver.registers(VcpuId(0));
+    assert!(matches!(&said, Err(VmiError::Lost(why)) if why.contains("has not answered")), "{said:?}");
+    // What is lost stays lost, at once.
+    assert!(matches!(driver.pause(), Err(VmiError::Lost(_))));
+}
+
+/// A dead session's folder, as the driver writes it.
+fn dead_session(fake: &Fake, leave_paused: bool) -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("vmscope-qemu-").tempdir_in("/tmp").expect("a folder");
+    std::fs::create_dir(folder.path().join("stub")).expect("a folder");
+    let state = serde_json::json!({
+        "owner": [u32::MAX, 1], "qemu": null, "qmp": fake.options().qmp, "stub": "unix:/gone", "stub_is_ours": true,
+        "leave_paused": leave_paused,
+    });
+    std::fs::write(folder.path().join("state.json"), state.to_string()).expect("room");
+    folder
+}
+
+#[test]
+fn the_guardian_frees_the_guest_when_its_parent_says_nothing() {
+    for (leave_paused, word, want) in [(false, "", "D;1"), (true, "", "gdbserver none"), (false, "bye\n", "")] {
+        let fake = Fake::new();
+        fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
+        fake.lock().stop("debug");
+        let folder = dead_session(&fake, leave_paused);
+        let mut guardian = Command::new(env!("CARGO_BIN_EXE_vmscope"))
+            .arg("guardian")
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a guardian");
+        guardian.stdin.take().expect("a pipe").write_all(word.as_bytes()).expect("room");
+        assert!(guardian.wait().expect("it ends").success());
+        let log = fake.take_log();
+        assert_eq!(log.iter().any(|line| line == want), !want.is_empty(), "{log:?}");
+        let machine = fake.lock();
+        assert_eq!(machine.points.is_empty(), word.is_empty());
+        assert_eq!(machine.running, word.is_empty() && !leave_paused);
+    }
+}
+
+#[test]
+fn the_next_session_repairs_what_a_dead_one_left() {
+    let fake = Fake::new();
+    fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
+    fake.lock().stop("debug");
+    let guard = fake::ATTACHING.write();
+    let folder = dead_session(&fake, false);
+    let state = std::fs::read_to_string(folder.path().join("state.json")).expect("the state");
+    let me = std::process::id();
+    let stat = std::fs::read_to_string(format!("/proc/{me}/stat")).expect("stat");
+    let started: u64 =
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)?.parse().ok()).expect("a time");
+    let state = state.replace("\"qemu\":null", &format!("\"qemu\":[{me},{started}]"));
+    std::fs::write(folder.path().join("state.json"), state).expect("room");
+    let driver = QemuDriver::attach(fake.options()).expect("it attaches");
+    drop(guard);
+    assert!(driver.notices().iter().any(|notice| notice.contains("died")), "{:?}", driver.notices());
+    assert!(!driver.is_paused() && fake.lock().running && fake.lock().points.is_empty());
+    assert!(!folder.path().exists());
+}
