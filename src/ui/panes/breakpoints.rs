@@ -80,7 +80,7 @@ pub(super) fn cell<'a>(
 
 pub(super) fn empty(snapshot: &Snapshot, ui: &UiState) -> String {
     match snapshot.can(Capability::Breakpoints) {
-        Ok(()) => format!("No breakpoint is set.{}", key_sentence(ui, "add", "sets one by name or address")),
+        Ok(()) => format!("No breakpoint is set.{}", key_sentence(ui, "add", "set one by name or address")),
         Err(why) => format!("No breakpoints here: {why}."),
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn cell<'a>(pen: &Pen<'_>, snapshot: &'a Snapshot, row: RowRef, colum
 }
 
 pub(super) fn empty(snapshot: &Snapshot, ui: &UiState) -> String {
-    let ask = key_sentence(ui, "request-page", "asks for one");
+    let ask = key_sentence(ui, "request-page", "ask for one");
     match snapshot.can(Capability::FaultInjection) {
         Ok(()) => format!("No page is missing.{ask}"),
         Err(why) => format!("No page is missing.{ask} Pages come when the guest needs them: {why}."),

@@ -326,7 +326,7 @@ fn mark_match(pen: &mut Pen<'_>, area: Rect, text: &str, regex: &Regex) {
 /// Says why there is no row, and what to do about it.
 fn empty(pen: &mut Pen<'_>, area: Rect, snapshot: &Snapshot, ui: &UiState, pane: &PaneState, list: &Rows) {
     let sentence = if list.total() > 0 {
-        let more = key_sentence(ui, "clear-filter", "shows all of them");
+        let more = key_sentence(ui, "clear-filter", "see all of them");
         format!("None of {} rows matches /{}.{more}", list.total(), pane.filter.text())
     } else {
         match pane.id {
@@ -355,10 +355,10 @@ fn sentence_in_the_middle(pen: &mut Pen<'_>, area: Rect, sentence: &str) {
     }
 }
 
-/// " KEY does this." for an action that has a key, else nothing.
+/// " Press KEY to do this." for an action that has a key, else nothing.
 fn key_sentence(ui: &UiState, action: &str, does: &str) -> String {
     let key = ui.help.iter().find(|hint| hint.name == action).and_then(|hint| hint.key.split(' ').next());
-    key.filter(|key| !key.is_empty()).map_or_else(String::new, |key| format!(" {key} {does}."))
+    key.filter(|key| !key.is_empty()).map_or_else(String::new, |key| format!(" Press {key} to {does}."))
 }
 
 /// The cell of a missing value.

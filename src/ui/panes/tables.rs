@@ -53,7 +53,7 @@ pub(super) fn cell<'a>(
 pub(super) fn empty(snapshot: &Snapshot, ui: &UiState) -> String {
     match snapshot.can(Capability::TableWrites).or_else(|_| snapshot.can(Capability::TablePolling)) {
         Ok(()) => {
-            format!("No address is watched.{}", key_sentence(ui, "add", "watches one and shows when the guest maps it"))
+            format!("No address is watched.{}", key_sentence(ui, "add", "watch one and see when the guest maps it"))
         }
         Err(why) => format!("Page tables cannot be watched here: {why}."),
     }

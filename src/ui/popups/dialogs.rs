@@ -7,18 +7,13 @@
 //! │          nt!NtCreateKey     fffff803`1c2a5000 │
 //! │ scope  every process                          │
 //! │ tag                                           │
-//! │ enter set  tab complete  esc give up          │
-//! ╰───────────────────────────────────────────────╯
+//! ╰─ enter set it  tab complete  esc give up ─────╯
 //! ```
 
-use ratatui::{
-    layout::Rect,
-    style::Style,
-    text::{Line, Span},
-};
+use ratatui::{layout::Rect, style::Style};
 use tui_input::Input;
 
-use super::{open, rest};
+use super::{keys_below, open, rest};
 use crate::{
     engine::snapshot::Scope,
     ui::{
@@ -71,7 +66,7 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
     let errors = dialog.error.as_deref().map_or_else(Vec::new, |error| wrap(error, box_width.saturating_sub(4)));
     let candidates = dialog.candidates.len().min(CANDIDATES);
     let fields = dialog.purpose.fields();
-    let area = centered(screen, box_width, height(fields.len() + candidates + errors.len() + 4));
+    let area = centered(screen, box_width, height(fields.len() + candidates + errors.len() + 2));
     let inside = open(pen, area, title);
     let mut y = inside.y;
     let mut next = |lines: usize| {
@@ -146,32 +141,17 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
         let line = next(1);
         pen.text(line, error, theme.failed);
     }
-    next(1);
-    let line = next(1);
-    keys(pen, line, &[("enter", does), ("tab", "complete, next field"), ("esc", "give up")]);
-}
-
-/// Keys of a dialog on one line.
-fn keys(pen: &mut Pen<'_>, area: Rect, keys: &[(&str, &str)]) {
-    let theme = pen.theme;
-    let spans: Vec<Span<'_>> = keys
-        .iter()
-        .flat_map(|(key, does)| {
-            [Span::styled(*key, theme.key), Span::raw(" "), Span::styled(*does, theme.muted), Span::raw("   ")]
-        })
-        .collect();
-    pen.line(area, &Line::from(spans));
+    keys_below(pen, area, &[("enter", does), ("tab", "complete, next field"), ("esc", "give up")]);
 }
 
 pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, chosen: usize) {
     let columns = rows::columns(pane);
-    let area = centered(screen, 34, height(columns.len()) + 4);
+    let area = centered(screen, 34, height(columns.len()) + 2);
     let inside = open(pen, area, &format!("Sort {}", pane.title()));
     let order = ui.pane(pane).sort;
-    let list = Rect { height: inside.height.saturating_sub(2).max(inside.height.min(1)), ..inside };
-    let first = rows::offset(0, chosen, columns.len(), usize::from(list.height));
-    for (y, (nth, column)) in (list.top()..list.bottom()).zip(columns.iter().enumerate().skip(first)) {
-        let row = Rect { y, height: 1, ..list };
+    let first = rows::offset(0, chosen, columns.len(), usize::from(inside.height));
+    for (y, (nth, column)) in (inside.top()..inside.bottom()).zip(columns.iter().enumerate().skip(first)) {
+        let row = Rect { y, height: 1, ..inside };
         if nth == chosen {
             pen.tint(row, pen.theme.selected);
             pen.text(row, &pen.glyphs.selected.to_string(), pen.theme.key);
@@ -183,10 +163,7 @@ pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, 
             pen.right(row, &format!("{arrow} {word}"), pen.theme.muted);
         }
     }
-    if inside.height > 2 {
-        let line = Rect { y: inside.bottom() - 1, height: 1, ..inside };
-        keys(pen, line, &[("enter", "sort"), ("esc", "leave")]);
-    }
+    keys_below(pen, area, &[("enter", "sort"), ("esc", "leave")]);
 }
 
 pub(super) fn confirm(pen: &mut Pen<'_>, screen: Rect, question: &Confirm) {

@@ -14,7 +14,7 @@ use ratatui::{
 };
 use tui_input::Input;
 
-use super::{dialogs, inner, open, rest};
+use super::{dialogs, inner, keys_below, open, rest};
 use crate::ui::{
     layout::centered,
     pen::{Pen, height, width},
@@ -41,6 +41,7 @@ fn body(area: Rect) -> Rect {
 pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &Input, scroll: usize) {
     let area = place(screen);
     let inside = open(pen, area, "Help");
+    keys_below(pen, area, &[("type", "search"), ("up down", "scroll"), ("esc", "close")]);
     let label = pen.text(inside, "search ", pen.theme.label);
     dialogs::input(pen, rest(inside, label), search, true);
     let body = body(area);
@@ -107,6 +108,7 @@ pub(super) fn palette(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &In
     let wanted = Rect { height: screen.height.min(20), ..screen };
     let area = centered(wanted, 76, rows + 4);
     let inside = open(pen, area, "Do what?");
+    keys_below(pen, area, &[("enter", "do it"), ("up down", "choose"), ("esc", "close")]);
     let label = pen.text(inside, ": ", pen.theme.key);
     dialogs::input(pen, rest(inside, label), search, true);
     let skipped = inside.height.min(2);

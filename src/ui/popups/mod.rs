@@ -19,7 +19,10 @@ mod prompt;
 mod sheet;
 mod walk;
 
-use ratatui::layout::Rect;
+use ratatui::{
+    layout::Rect,
+    text::{Line, Span},
+};
 
 use self::sheet::Sheet;
 use super::{
@@ -211,6 +214,24 @@ fn open(pen: &mut Pen<'_>, area: Rect, title: &str) -> Rect {
         pen.text(bar, &format!(" {title} "), theme.popup_title);
     }
     inner
+}
+
+/// Keys of a popup in which text is typed, on its lower border.
+fn keys_below(pen: &mut Pen<'_>, area: Rect, keys: &[(&str, &str)]) {
+    if area.height < 4 || area.width < 8 {
+        return;
+    }
+    let bar = Rect { x: area.x + 2, y: area.bottom() - 1, width: area.width - 4, height: 1 };
+    let mut left = bar;
+    for (key, does) in keys {
+        if width(key) + width(does) + 3 > left.width {
+            break;
+        }
+        let key = Span::styled(format!(" {key} "), pen.theme.key);
+        let line = Line::from(vec![key, Span::styled(format!("{does} "), pen.theme.muted)]);
+        let used = pen.line(left, &line);
+        left = rest(left, used);
+    }
 }
 
 /// Draws the part of a sheet that is scrolled to.

@@ -18,7 +18,7 @@ use super::{
     sheet::{Sheet, column, column_right},
 };
 use crate::{
-    engine::snapshot::ProcessDetail,
+    engine::snapshot::{ProcessDetail, ProcessFlag},
     ui::{format, rows::flag_word},
 };
 
@@ -51,11 +51,15 @@ fn identity(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     match &detail.command_line {
         Some(line) if line.is_empty() => sheet.field("command line", "(none)", theme.muted),
         Some(line) => sheet.field("command line", line, theme.symbol),
-        None => sheet.field("command line", "its pages are not in memory", theme.missing),
+        None if !detail.missing.is_empty() => {
+            sheet.field("command line", "its pages are not in memory", theme.missing);
+        }
+        None => sheet.field("command line", "not read", theme.muted),
     }
     if !process.flags.is_empty() {
         let words: Vec<&str> = process.flags.iter().map(|&flag| flag_word(flag)).collect();
-        sheet.field("flags", &words.join(", "), theme.hidden);
+        let hidden = process.flags.contains(&ProcessFlag::Hidden);
+        sheet.field("flags", &words.join(", "), if hidden { theme.hidden } else { theme.symbol });
     }
     let root = process.root.map_or_else(|| "none: it runs in the kernel".to_owned(), |root| format!("{:x}", root.0));
     sheet.field("root", &root, theme.number);

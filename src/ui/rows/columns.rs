@@ -94,10 +94,10 @@ const FAULTS: &[ColumnSpec] = &[
 
 const EVENTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::Time, "TIME", "time", 10, 1).right(),
-    ColumnSpec::new(Column::Kind, "KIND", "kind", 13, 2),
+    ColumnSpec::new(Column::Kind, "KIND", "kind", 13, 3),
     ColumnSpec::new(Column::Vcpu, "CPU", "vcpu", 3, 4).right(),
-    ColumnSpec::new(Column::Process, "PROCESS", "process", 18, 3),
-    ColumnSpec::new(Column::Text, "WHAT", "text", 16, 0).grow(1, 1000),
+    ColumnSpec::new(Column::Process, "PROCESS", "process", 18, 2),
+    ColumnSpec::new(Column::Text, "WHAT", "text", 28, 0).grow(1, 1000),
     ColumnSpec::new(Column::Seq, "", "seq", 0, ColumnSpec::SORT_ONLY),
 ];
 
