@@ -191,11 +191,20 @@ impl Kernel {
     ) -> Served {
         let Some((id, place)) = self.running(vcpu) else { return Served::Never };
         let Some(process) = self.process(place).cloned() else { return Served::Never };
-        // What this thread stored last is in place.
-        if let Some(entry) = self.threads.get_mut(id).and_then(|t| t.as_mut()?.filling.take()) {
-            self.pager.filling.remove(&entry);
-        }
         let (level, at, entry) = process.space.walk(memory, address);
+        // What this thread was about to store is in place, but for a fault that was injected in front of the store.
+        match self.threads.get_mut(id).and_then(|t| t.as_mut()?.filling.take()) {
+            Some((filling, value)) if filling == at && entry & PRESENT == 0 => {
+                if let Some(thread) = self.threads.get_mut(id).and_then(Option::as_mut) {
+                    thread.filling = Some((at, value));
+                }
+                return Served::Store { at, value };
+            }
+            Some((filling, _)) => {
+                self.pager.filling.remove(&filling);
+            }
+            None => {}
+        }
         if address >> 63 != 0 {
             return Served::Never;
         }
@@ -243,7 +252,7 @@ impl Kernel {
         };
         if let Some(thread) = self.threads.get_mut(id).and_then(Option::as_mut) {
             thread.input_for = None;
-            thread.filling = Some(at);
+            thread.filling = Some((at, value));
         }
         self.pager.filling.insert(at);
         Served::Store { at, value }

@@ -70,8 +70,8 @@ pub(super) struct Thread {
     pub(super) dormant: bool,
     /// The page-table entry that its fault waits for.
     pub(super) input_for: Option<u64>,
-    /// The page-table entry that its fault is filling.
-    pub(super) filling: Option<u64>,
+    /// The page-table entry that its fault is filling, and with what.
+    pub(super) filling: Option<(u64, u64)>,
 }
 
 impl Kernel {
