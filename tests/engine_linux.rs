@@ -310,6 +310,17 @@ fn the_detail_of_a_process_has_its_parts() {
 }
 
 #[test]
+fn modules_of_the_kernel_are_listed() {
+    let machine = Machine::new(Options::default());
+    let os = attach(&machine);
+    assert!(os.kernel_modules(&machine.core).expect("an empty list").is_empty());
+    machine.load_module("virtio_net", Va(0xffff_ffff_c040_0000), 0x9000);
+    let modules = os.kernel_modules(&machine.core).expect("a list");
+    let [module] = modules.as_slice() else { panic!("one module: {modules:?}") };
+    assert_eq!((module.name.as_str(), module.base, module.size), ("virtio_net", Va(0xffff_ffff_c040_0000), 0x9000));
+}
+
+#[test]
 fn a_page_of_the_process_that_is_missing_is_asked_for() {
     let machine = Machine::new(Options::default());
     machine.spawn(INIT);

@@ -31,6 +31,21 @@ fn the_symbols_of_another_kernel_are_not_taken() {
     assert!(kallsyms::parse(&memory, AT, TEXT + 0x4000_0000).is_none());
 }
 
+/// Every place could be the start of these names, and every one leads far: the search has to give up.
+#[test]
+fn names_that_fit_everywhere_cost_no_more_than_a_bound() {
+    let count = 0x0101_0101usize;
+    let mut memory = vec![1; count * 2 + 4096];
+    memory.resize(memory.len().next_multiple_of(8), 1);
+    (0..count.div_ceil(256) as u32).for_each(|marker| memory.extend((marker * 512).to_le_bytes()));
+    let honest = tables(&symbols(TEXT, Form::Before(0)), AT, Form::Before(0));
+    // In front of the digits there are 48 strings: "sys_", 15 of one character, the others empty.
+    let tokens = honest.windows(4).position(|bytes| bytes == b"0\x001\0").expect("digits") - (48 + 4 + 15);
+    memory.resize(memory.len().next_multiple_of(8), 0);
+    memory.extend(&honest[tokens..]);
+    assert!(kallsyms::parse(&memory, AT, TEXT).is_none());
+}
+
 #[test]
 fn unprintable_names_come_out_harmless() {
     let mut memory = tables(&symbols(TEXT, Form::Behind), AT, Form::Behind);

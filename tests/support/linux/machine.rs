@@ -558,6 +558,17 @@ impl Machine {
         }
     }
 
+    /// Loads the only module.
+    pub fn load_module(&self, name: &str, base: Va, bytes: u32) {
+        let module = self.alloc(0x200);
+        let (head, node) = (VARIABLES + 0x20, module + offset("module", "list"));
+        self.poke64(head, node.0);
+        self.poke64(node, head.0);
+        self.poke(module + offset("module", "name"), name.as_bytes());
+        self.poke64(module + offset("module", "mem.base"), base.0);
+        self.poke32(module + offset("module", "mem.size"), bytes);
+    }
+
     /// Takes away the page that a process has its arguments in.
     pub fn page_out_arguments(&self, root: Pa) {
         let mut table = root;

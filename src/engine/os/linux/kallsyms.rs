@@ -33,6 +33,8 @@ const LEAST_MARKERS: usize = 4;
 const MOST_TEXT: usize = 64 << 20;
 /// Runs of digits that are looked at: a kernel has a handful.
 const MOST_DIGITS: usize = 64;
+/// Names that are walked over in search of the right ones, in all: real tables have 300,000 and are found at once.
+const MOST_STEPS: usize = 1 << 24;
 /// How far behind the start of the kernel `_text` or `_stext` may lie.
 const TEXT_SLACK: u64 = 4 << 20;
 
@@ -42,10 +44,12 @@ const TEXT_SLACK: u64 = 4 << 20;
 /// where no table is found that fits. Names are reduced to printable ASCII.
 pub fn parse(memory: &[u8], at: Va, text: Va) -> Option<SymbolTable> {
     let mut from = 0;
+    let mut steps = MOST_STEPS;
     for _ in 0..MOST_DIGITS {
         let digits = find_digits(memory, from)?;
         from = digits + 1;
-        if let Some(table) = TokenTable::around(memory, digits).and_then(|tokens| read_table(memory, at, text, &tokens))
+        if let Some(table) =
+            TokenTable::around(memory, digits).and_then(|tokens| read_table(memory, at, text, &tokens, &mut steps))
         {
             return Some(table);
         }
@@ -53,11 +57,12 @@ pub fn parse(memory: &[u8], at: Va, text: Va) -> Option<SymbolTable> {
     None
 }
 
-fn read_table(memory: &[u8], at: Va, text: Va, tokens: &TokenTable) -> Option<SymbolTable> {
-    let names = find_markers(memory, tokens.start).iter().rev().find_map(|markers| Names::before(memory, markers))?;
+fn read_table(memory: &[u8], at: Va, text: Va, tokens: &TokenTable, steps: &mut usize) -> Option<SymbolTable> {
+    let names =
+        find_markers(memory, tokens.start).iter().rev().find_map(|markers| Names::before(memory, markers, steps))?;
     let offsets = Offsets::find(memory, at, text, tokens, &names)?;
     // Real tables expand to two to three bytes of text for each code.
-    let mut builder = SymbolTableBuilder::with_capacity(names.count, 3 * names.bytes);
+    let mut builder = SymbolTableBuilder::with_capacity(names.count, (3 * names.bytes).min(MOST_TEXT));
     let mut text_bytes = 0usize;
     for (i, codes) in names.iter(memory).enumerate() {
         // The first character is the symbol's type, as `nm` prints it.
@@ -202,22 +207,24 @@ fn name_at(memory: &[u8], at: usize) -> Option<(usize, usize)> {
 
 impl Names {
     /// The names that end where the markers begin. In front of them is their number.
-    fn before(memory: &[u8], markers: &Markers) -> Option<Self> {
+    fn before(memory: &[u8], markers: &Markers, steps: &mut usize) -> Option<Self> {
         let latest = markers.start.checked_sub(markers.last as usize)? & !7;
         let earliest = latest.saturating_sub(GROUP_BYTES.end as usize).max(8);
         (earliest..=latest).rev().step_by(8).find_map(|start| {
+            *steps = steps.checked_sub(1)?;
             let count = u32_at(memory, start - 8)? as usize;
             let fits = count.div_ceil(GROUP) == markers.count;
-            fits.then(|| Self::check(memory, markers, start, count)).flatten()
+            fits.then(|| Self::check(memory, markers, start, count, steps)).flatten()
         })
     }
 
-    fn check(memory: &[u8], markers: &Markers, start: usize, count: usize) -> Option<Self> {
+    fn check(memory: &[u8], markers: &Markers, start: usize, count: usize, steps: &mut usize) -> Option<Self> {
         let mut at = start;
         for i in 0..count {
             if i % GROUP == 0 && u32_at(memory, markers.start + i / GROUP * 4)? as usize != at - start {
                 return None;
             }
+            *steps = steps.checked_sub(1)?;
             let (length, codes) = name_at(memory, at)?;
             at = codes + length;
         }
