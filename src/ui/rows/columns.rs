@@ -97,7 +97,7 @@ const EVENTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::Kind, "KIND", "kind", 13, 3),
     ColumnSpec::new(Column::Vcpu, "CPU", "vcpu", 3, 4).right(),
     ColumnSpec::new(Column::Process, "PROCESS", "process", 18, 2),
-    ColumnSpec::new(Column::Text, "WHAT", "text", 28, 0).grow(1, 1000),
+    ColumnSpec::new(Column::Text, "WHAT", "text", 22, 0).grow(1, 1000),
     ColumnSpec::new(Column::Seq, "", "seq", 0, ColumnSpec::SORT_ONLY),
 ];
 
