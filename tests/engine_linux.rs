@@ -121,6 +121,7 @@ fn a_kernel_without_type_information_asks_for_a_profile_and_takes_it() {
     for (profile, part) in [
         ("nonsense", "the profile is not of the form"),
         (r#"{"task_struct": {"tasks": "12"}}"#, "not a number like 0x1f"),
+        (r#"{"task_struct": {"tasks": "0xffffffffffffffff"}}"#, "is no offset in a structure"),
         (r#"{"task_struct": {"tasks": 8}}"#, "does not say where task_struct.pid is"),
     ] {
         let error = LinuxOs::detect(&machine.core, &registers, Some(profile)).err().expect("a bad profile").to_string();

@@ -31,13 +31,18 @@ impl TryFrom<RawNumber> for Number {
     type Error = String;
 
     fn try_from(raw: RawNumber) -> Result<Self, String> {
-        match raw {
-            RawNumber::Plain(value) => Ok(Self(value)),
+        let value = match raw {
+            RawNumber::Plain(value) => value,
             RawNumber::Text(text) => {
-                let digits = text.strip_prefix("0x").ok_or_else(|| format!("\"{text}\" is not a number like 0x1f"))?;
-                u64::from_str_radix(digits, 16).map(Self).map_err(|_| format!("\"{text}\" is not a number like 0x1f"))
+                let number = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+                number.ok_or_else(|| format!("\"{text}\" is not a number like 0x1f"))?
             }
+        };
+        // No structure of the kernel is larger; so sums of offsets never overflow.
+        if value > 1 << 24 {
+            return Err(format!("{value:#x} is no offset in a structure of the kernel"));
         }
+        Ok(Self(value))
     }
 }
 
