@@ -8,8 +8,9 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    control::{Control, watch_access},
+    control::Control,
     gdb::{Stop, Thread},
+    points::watch_access,
     transport::wait_readable,
 };
 use crate::engine::{

@@ -15,6 +15,7 @@ mod leftover;
 mod mapping;
 mod memory;
 mod mtree;
+mod points;
 mod process;
 mod qmp;
 mod stub;

@@ -9,6 +9,7 @@ use super::{
     gdb::Gdb,
     guardian::{self, Guardian},
     leftover::{self, Folder, State},
+    points::watch_access,
     process,
     transport::Address,
 };
@@ -129,7 +130,7 @@ impl Control {
                 result = result.and(self.clear_breakpoint(va));
             }
             for (va, bytes, kind) in self.watchpoints.clone() {
-                result = result.and(self.clear_watchpoint(va, bytes, super::control::watch_access(kind)));
+                result = result.and(self.clear_watchpoint(va, bytes, watch_access(kind)));
             }
             let runs = self.wants_to_run();
             if let (true, Some(stub)) = (runs, &mut self.stub) {

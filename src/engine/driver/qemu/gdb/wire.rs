@@ -1,0 +1,256 @@
+//! Packets to and from a stub, with acknowledgements, deadlines and stops that come unasked.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use super::{
+    packet::{self, Decoder, Piece},
+    stop::Stop,
+};
+use crate::engine::{
+    driver::qemu::{
+        qmp::Qmp,
+        transport::{Address, Stream, wait_readable},
+    },
+    error::VmiError,
+};
+
+/// How long the stub may take to answer.
+const REPLY_TIME: Duration = Duration::from_secs(5);
+/// The same for the first answer: a second client never gets one.
+const FIRST_REPLY_TIME: Duration = Duration::from_secs(2);
+/// How long a packet may go unacknowledged before it is found out whether QEMU has taken it at all.
+const ACK_TIME: Duration = Duration::from_millis(100);
+/// How often a packet is sent.
+const SEND_ATTEMPTS: usize = 8;
+
+/// A connection that packets go over.
+#[derive(Debug)]
+pub struct Wire {
+    stream: Stream,
+    address: Address,
+    decoder: Decoder,
+    stops: VecDeque<Stop>,
+    /// How many stops have come in.
+    stops_seen: u64,
+    /// The monitor of the same QEMU.
+    qmp: Arc<Mutex<Qmp>>,
+    /// Why nothing can be said any more.
+    lost: Option<String>,
+}
+
+impl Wire {
+    /// Connects and asks why the guest has stopped, which drops all breakpoints.
+    ///
+    /// # Errors
+    /// A sentence: nobody listens, or somebody else holds the stub.
+    pub fn connect(address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
+        let stream = Stream::connect(address, FIRST_REPLY_TIME)
+            .map_err(|error| VmiError::driver(format!("connecting to QEMU's gdb stub at {address}"), error))?;
+        let mut wire = Self {
+            stream,
+            address: address.clone(),
+            decoder: Decoder::default(),
+            stops: VecDeque::new(),
+            stops_seen: 0,
+            qmp,
+            lost: None,
+        };
+        // Its answer is a stop reply, like the unasked one that may come before it. A second client is not even heard.
+        wire.send_bytes(&packet::encode(b"?"))?;
+        match wire.wait_stop(Instant::now() + FIRST_REPLY_TIME)? {
+            Some(_) => Ok(wire),
+            None => Err(VmiError::Invalid(format!(
+                "the gdb stub at {address} does not answer: another debugger holds it (it serves one at a time); end \
+                 that one first"
+            ))),
+        }
+    }
+
+    /// Where it is connected.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The socket's descriptor, for waiting on it.
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// How many stops have come in so far.
+    pub fn stops_seen(&self) -> u64 {
+        self.stops_seen
+    }
+
+    /// Forgets the stops that nobody has asked for.
+    pub fn forget_stops(&mut self) {
+        self.stops.clear();
+    }
+
+    /// Asks a running guest to stop.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn interrupt(&mut self) -> Result<(), VmiError> {
+        self.send_bytes(&[3])
+    }
+
+    /// The next stop, or `None` when the deadline has passed.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn wait_stop(&mut self, deadline: Instant) -> Result<Option<Stop>, VmiError> {
+        loop {
+            if let Some(stop) = self.stops.pop_front() {
+                return Ok(Some(stop));
+            }
+            match self.packet(deadline)? {
+                // A reply that nobody waits for any more is passed over.
+                Some(packet) => {
+                    if let Some(stop) = Stop::parse(&packet) {
+                        self.note(stop);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Sends a packet and gives its answer; stops that come in between are kept.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn command(&mut self, packet: &[u8]) -> Result<Vec<u8>, VmiError> {
+        self.send(packet)?;
+        let deadline = Instant::now() + REPLY_TIME;
+        loop {
+            match self.packet(deadline)? {
+                Some(reply) => match Stop::parse(&reply) {
+                    Some(stop) => self.note(stop),
+                    None => return Ok(reply),
+                },
+                None => return Err(self.give_up(&io::ErrorKind::TimedOut.into())),
+            }
+        }
+    }
+
+    /// Sends a packet and waits until it is acknowledged. When somebody else sets the guest running at the same moment,
+    /// QEMU takes the packet's first byte for a request to stop and drops the rest: then it is sent again. Silence alone
+    /// does not prove that, and a packet must not be executed twice: QEMU has to answer twice on its monitor meanwhile,
+    /// which its one main loop does only when it has read what was sent before.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn send(&mut self, packet: &[u8]) -> Result<(), VmiError> {
+        let bytes = packet::encode(packet);
+        for _ in 0..SEND_ATTEMPTS {
+            self.send_bytes(&bytes)?;
+            if self.wait_ack(Instant::now() + ACK_TIME)? {
+                return Ok(());
+            }
+            for _ in 0..2 {
+                let mut qmp = self.qmp.lock().unwrap_or_else(PoisonError::into_inner);
+                qmp.execute("query-status", json!({}))?;
+            }
+            if self.wait_ack(Instant::now() + ACK_TIME)? {
+                return Ok(());
+            }
+        }
+        Err(self.give_up(&io::ErrorKind::TimedOut.into()))
+    }
+
+    fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), VmiError> {
+        if let Some(why) = &self.lost {
+            return Err(VmiError::Lost(why.clone()));
+        }
+        self.stream.send(bytes, Instant::now() + REPLY_TIME).map_err(|error| self.give_up(&error))
+    }
+
+    /// Waits for an acknowledgement; stops on the way are kept.
+    fn wait_ack(&mut self, deadline: Instant) -> Result<bool, VmiError> {
+        loop {
+            match self.piece(deadline)? {
+                Some(Piece::Ack) => return Ok(true),
+                Some(Piece::Packet(packet)) => {
+                    if let Some(stop) = Stop::parse(&packet) {
+                        self.note(stop);
+                    }
+                }
+                Some(_) => {}
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// The next packet; `None` when the deadline has passed.
+    fn packet(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, VmiError> {
+        loop {
+            match self.piece(deadline)? {
+                Some(Piece::Packet(packet)) => return Ok(Some(packet)),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next piece, acknowledged if it is a packet; `None` when the deadline has passed.
+    fn piece(&mut self, deadline: Instant) -> Result<Option<Piece>, VmiError> {
+        if let Some(why) = &self.lost {
+            return Err(VmiError::Lost(why.clone()));
+        }
+        loop {
+            match self.decoder.next_piece() {
+                // Local sockets damage nothing: these are not the bytes of a stub.
+                Some(Piece::Nack | Piece::Damaged) => {
+                    let error = io::Error::new(io::ErrorKind::InvalidData, "it does not speak the gdb protocol");
+                    return Err(self.give_up(&error));
+                }
+                Some(piece) => {
+                    if let Piece::Packet(_) = piece {
+                        self.send_bytes(b"+")?;
+                    }
+                    return Ok(Some(piece));
+                }
+                None => {}
+            }
+            match self.stream.read_available(self.decoder.input()) {
+                Ok(0) => {}
+                Ok(_) => continue,
+                Err(error) => return Err(self.give_up(&error)),
+            }
+            match wait_readable(&[self.stream.as_raw_fd()], deadline) {
+                Ok((true, _)) => {}
+                Ok((false, _)) => return Ok(None),
+                Err(error) => return Err(self.give_up(&error)),
+            }
+        }
+    }
+
+    fn give_up(&mut self, error: &io::Error) -> VmiError {
+        let at = &self.address;
+        let why = match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                format!("QEMU has ended or closed its gdb stub at {at}")
+            }
+            io::ErrorKind::TimedOut => format!(
+                "the gdb stub at {at} has not answered for {} s: QEMU hangs, or something has stopped its process",
+                REPLY_TIME.as_secs()
+            ),
+            _ => format!("the gdb stub at {at} broke: {error}"),
+        };
+        self.lost = Some(why.clone());
+        VmiError::Lost(why)
+    }
+
+    fn note(&mut self, stop: Stop) {
+        self.stops.push_back(stop);
+        self.stops_seen = self.stops_seen.wrapping_add(1);
+    }
+}
