@@ -98,11 +98,15 @@ impl QemuDriver {
             qmp.execute("query-name", json!({}))?.get("name").and_then(Value::as_str).map(|name| clean(name, 60));
         let name = name.unwrap_or_else(|| pid.map_or_else(|| "qemu".to_owned(), |pid| format!("qemu-{pid}")));
         let kvm = qmp.execute("query-kvm", json!({}))?.get("enabled") == Some(&Value::Bool(true));
+        // What the user has given the machine, of which some may lie under the firmware.
+        let summary = qmp.execute("query-memory-size-summary", json!({})).unwrap_or_default();
+        let part = |name| summary.get(name).and_then(Value::as_u64);
+        let given = part("base-memory").map(|base| base.saturating_add(part("plugged-memory").unwrap_or(0)));
         let control = Control::new(qmp, pid, kvm, &options)?;
         let info = VmiInfo {
             name,
             vcpus: control.vcpus(),
-            memory_bytes: memory.bytes(),
+            memory_bytes: given.unwrap_or_else(|| memory.bytes()),
             max_gfn: Gfn(memory.end().saturating_sub(1) >> 12),
         };
         let read_only = options.read_only;
