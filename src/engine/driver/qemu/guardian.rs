@@ -2,7 +2,7 @@
 //!
 //! `vmscope guardian FOLDER` is started before the guest is touched for the first time and waits on a pipe whose other
 //! end its parent holds. A clean end says so through the pipe; an end of file without that means that the parent has
-//! died, and the guardian repairs what the parent's folder says (see [`super::leftover`]).
+//! died, and the guardian repairs what the parent's folder says (see `leftover`).
 #![allow(unsafe_code)] // What a child does between fork and exec: setsid(2) and signal(2) have no safe form in std.
 
 use std::{

@@ -1,6 +1,6 @@
 //! Stock QEMU 7.2 and newer, TCG and KVM: QMP, guest memory from outside, and the gdb stub.
 //!
-//! A QMP socket is enough. Looking (memory, registers, processes) goes through [`memory`] and the monitor and neither
+//! A QMP socket is enough. Looking (memory, registers, processes) goes through `memory` and the monitor and neither
 //! stops nor changes the guest; the gdb stub, which stops the guest when somebody connects, is started and used only
 //! when something has to stop (breakpoints, watchpoints, steps), and ended on leaving. Imports addresses, architecture,
 //! errors and the driver traits. Start at [`QemuDriver::attach`], then `control` (who makes the guest run and stop).
