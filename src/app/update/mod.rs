@@ -351,7 +351,9 @@ fn single_step(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     if status_now(state, snapshot) != Status::Paused {
         return refuse(state, "step: the guest is not paused; pause it first");
     }
-    let vcpu = snapshot.vcpus.first().map_or(VcpuId(0), |vcpu| vcpu.id);
+    // An idle vCPU has no next instruction until an interrupt comes.
+    let busy = snapshot.vcpus.iter().find(|vcpu| vcpu.pid.is_some_and(|pid| pid != 0));
+    let vcpu = busy.or(snapshot.vcpus.first()).map_or(VcpuId(0), |vcpu| vcpu.id);
     vec![Effect::Send(Command::Step(vcpu))]
 }
 

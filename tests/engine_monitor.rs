@@ -1,0 +1,272 @@
+//! The whole engine on the built-in guest, in virtual time, by commands and snapshots alone.
+
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+use vmscope::engine::{
+    command::{Answer, Command, Done, Engine, Request, Subject, Target},
+    snapshot::{
+        Breakpoint, BreakpointState, Detail, EventKind, Fault, FaultState, Process, ProcessFlag, Scope, Snapshot,
+        Status, Table, Va,
+    },
+    worker::{DemoOptions, StartOptions, start_demo},
+};
+
+struct Demo(Engine);
+
+impl Demo {
+    fn start(seed: u64) -> Self {
+        Self::with(seed, StartOptions::default())
+    }
+
+    fn with(seed: u64, start: StartOptions) -> Self {
+        let demo = DemoOptions { seed, processes: None, lock_step: true };
+        Self(start_demo(demo, start).expect("the built-in guest starts"))
+    }
+
+    fn ask(&self, command: Command) -> Answer {
+        let (answer, answered) = bounded(1);
+        self.0.requests.send(Request { command, answer }).expect("the engine listens");
+        answered.recv().expect("the engine answers")
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.snapshot.load_full()
+    }
+
+    fn advance(&self, ticks: u64) -> Arc<Snapshot> {
+        self.ask(Command::Advance(ticks)).expect("time passes");
+        self.snapshot()
+    }
+
+    /// Lets time pass until the snapshot is as wanted.
+    fn until(&self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        for _ in 0..6000 {
+            let snapshot = self.advance(20);
+            if wanted(&snapshot) {
+                return snapshot;
+            }
+        }
+        let snapshot = self.snapshot();
+        panic!("{what} never came: {:?} {:?} {:?}", *snapshot.breakpoints, *snapshot.page_tables, *snapshot.faults);
+    }
+
+    fn breakpoint(&self, place: &str) -> Answer {
+        let target = Target::parse(place).expect("a place");
+        self.ask(Command::AddBreakpoint { target, scope: Scope::Global, tag: "test".into() })
+    }
+
+    fn watch(&self, place: &str) -> Answer {
+        self.ask(Command::WatchAddress { target: Target::parse(place).expect("a place"), tag: String::new() })
+    }
+
+    fn process(&self, name: &str) -> Process {
+        let snapshot = self.snapshot();
+        snapshot.processes.iter().find(|process| process.name == name).expect("the process").clone()
+    }
+
+    /// The first region of a process that is backed by an image, where its code is.
+    fn image(&self, pid: u32) -> Va {
+        self.ask(Command::Inspect(Some(Subject::Process(pid)))).expect("a detail");
+        let snapshot = self.snapshot();
+        let Some(Detail::Process(detail)) = snapshot.detail.as_deref() else { panic!("{:?}", snapshot.detail) };
+        let region = detail.regions.iter().find(|region| region.name.contains("image")).expect("an image");
+        region.start
+    }
+}
+
+fn only<T: Clone>(list: &[T]) -> T {
+    assert_eq!(list.len(), 1);
+    list.first().expect("one").clone()
+}
+
+fn untouched(snapshot: &Snapshot) {
+    // The guest checks its own code and starts such a process when it finds a change.
+    assert!(snapshot.processes.iter().all(|process| !process.name.starts_with("TAMPER")));
+}
+
+#[test]
+fn a_breakpoint_hits_hides_and_goes() {
+    let demo = Demo::start(7);
+    assert!(matches!(demo.breakpoint("nt!NtCreateFile"), Ok(Done::Breakpoint(..))));
+    assert!(demo.breakpoint("NtCreateFile").expect_err("twice").contains("already"));
+    let snapshot = demo.advance(4000);
+    let row: Breakpoint = only(&snapshot.breakpoints);
+    assert_eq!(
+        (row.state, row.tag.as_str(), row.symbol.as_str()),
+        (BreakpointState::Active, "test", "nt!NtCreateFile")
+    );
+    assert!(row.hits >= 3);
+    assert!(row.last_hits.iter().all(|hit| hit.pid.is_some() && !hit.process.is_empty() && hit.args.len() == 4));
+    assert_eq!(snapshot.counters.hits, row.hits);
+    untouched(&snapshot);
+
+    demo.ask(Command::ToggleBreakpoint(row.id)).expect("off");
+    let off = only(&demo.advance(2000).breakpoints);
+    assert_eq!((off.state, off.hits, off.pa), (BreakpointState::Disabled, row.hits, None));
+    demo.ask(Command::ToggleBreakpoint(row.id)).expect("on");
+    assert!(only(&demo.advance(2000).breakpoints).hits > row.hits);
+    demo.ask(Command::RemoveBreakpoint(row.id)).expect("gone");
+    let snapshot = demo.advance(2000);
+    assert!(snapshot.breakpoints.is_empty());
+    untouched(&snapshot);
+}
+
+#[test]
+fn a_guest_that_rewrites_its_code_under_a_breakpoint_keeps_both() {
+    let demo = Demo::start(3);
+    demo.breakpoint("nt!NtQuerySystemInformation").expect("a breakpoint in code that changes itself");
+    let first = demo.until("hits", |s| only(&s.breakpoints).hits > 3);
+    let hits = only(&first.breakpoints).hits;
+    let later = demo.advance(20_000);
+    assert!(only(&later.breakpoints).hits > hits, "it still hits after the guest has rewritten the page");
+    assert_eq!(only(&later.breakpoints).state, BreakpointState::Active);
+    untouched(&later);
+}
+
+#[test]
+fn breakpoints_follow_their_pages_each_in_its_own_process() {
+    let demo = Demo::start(11);
+    demo.advance(500);
+    let mut watched = Vec::new();
+    for name in ["explorer.exe", "lsass.exe", "services.exe", "winlogon.exe"] {
+        let process = demo.process(name);
+        let place = format!("{}@{}", demo.image(process.pid), process.pid);
+        demo.breakpoint(&place).expect("a breakpoint");
+        demo.watch(&place).expect("a watch");
+        watched.push(process.pid);
+    }
+    demo.ask(Command::Inspect(None)).expect("closed");
+    let (mut seen_in, mut seen_out, mut apart) = (false, false, false);
+    for _ in 0..3000 {
+        let snapshot = demo.advance(20);
+        let states: Vec<bool> = snapshot.page_tables.iter().map(|table: &Table| table.paged_in).collect();
+        for (table, row) in snapshot.page_tables.iter().zip(snapshot.breakpoints.iter()) {
+            assert_eq!((table.address, Scope::Process(table.pid.expect("a process"))), (row.address, row.scope));
+            let armed = row.state == BreakpointState::Active;
+            assert_eq!(armed, table.paged_in, "{row:?} {table:?}");
+            assert_eq!(row.pa.map(|pa| pa.0 & !0xfff), table.pa.map(|pa| pa.0 & !0xfff));
+        }
+        seen_in |= states.contains(&true);
+        seen_out |= states.contains(&false);
+        apart |= states.contains(&true) && states.contains(&false);
+        if seen_in && seen_out && apart && snapshot.counters.page_ins > 2 && snapshot.counters.page_outs > 2 {
+            untouched(&snapshot);
+            return;
+        }
+    }
+    panic!("the pager did nothing: in {seen_in}, out {seen_out}, apart {apart}");
+}
+
+#[test]
+fn a_missing_page_is_brought_in_and_an_impossible_one_is_given_up() {
+    let demo = Demo::start(5);
+    let snapshot = demo.until("a process with a missing page", |s| s.processes.len() > 5);
+    let mut asked = None;
+    'search: for _ in 0..200 {
+        demo.advance(100);
+        for process in snapshot.processes.iter().filter(|process| !process.flags.contains(&ProcessFlag::Kernel)) {
+            demo.ask(Command::Inspect(Some(Subject::Process(process.pid)))).expect("a detail");
+            let snapshot = demo.snapshot();
+            let Some(Detail::Process(detail)) = snapshot.detail.as_deref() else { continue };
+            if let Some(va) = detail.missing.first() {
+                asked = Some((process.pid, *va));
+                break 'search;
+            }
+        }
+    }
+    let (pid, va) = asked.expect("some process has pages that are not in memory");
+    demo.ask(Command::Inspect(None)).expect("closed");
+    let waiting = demo.snapshot();
+    let row = waiting.faults.iter().find(|fault| fault.address.0 & !0xfff == va.0 & !0xfff).expect("a row").clone();
+    assert_eq!((row.state, row.attempts, row.pid), (FaultState::Pending, 0, Some(pid)), "nothing is injected unasked");
+    assert!(row.asked_by.contains("details of"));
+
+    demo.ask(Command::InjectFault(row.id)).expect("an injection");
+    let find = |s: &Snapshot, row: &Fault| s.faults.iter().find(|fault| fault.id == row.id).cloned();
+    let done = demo.until("the page", |s| find(s, &row).is_none_or(|fault| fault.state == FaultState::Resolved));
+    assert!(done.events.iter().any(|event| event.kind == EventKind::Fault));
+
+    // Nothing is ever mapped there: the guest's own exception dispatcher says so, once.
+    let answer = demo.ask(Command::RequestPage { target: Target::parse(&format!("0x10000@{pid}")).expect("a place") });
+    let Ok(Done::Fault(id, _)) = answer else { panic!("{answer:?}") };
+    let state = |s: &Snapshot| s.faults.iter().find(|fault| fault.id == id).map(|fault| (fault.state, fault.attempts));
+    let refused = demo.until("the refusal", |s| state(s).is_some_and(|(state, _)| state == FaultState::Suppressed));
+    let (_, attempts) = state(&refused).expect("the row");
+    let later = demo.advance(5000);
+    assert_eq!(state(&later), Some((FaultState::Suppressed, attempts)), "asked for no more");
+    untouched(&later);
+}
+
+#[test]
+fn the_rootkit_is_flagged_and_told_once() {
+    let demo = Demo::start(2);
+    let snapshot = demo.advance(1000);
+    let hidden: Vec<_> =
+        snapshot.processes.iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden)).collect();
+    assert_eq!(hidden.len(), 1);
+    let told = snapshot.events.iter().filter(|event| event.kind == EventKind::Hidden).count();
+    assert_eq!(told, 1);
+}
+
+#[test]
+fn pausing_stops_the_clock_and_steps_are_single() {
+    let demo = Demo::start(9);
+    demo.advance(100);
+    assert!(demo.ask(Command::Step(Default::default())).expect_err("it runs").contains("pause it first"));
+    demo.ask(Command::Pause).expect("paused");
+    let before = demo.advance(500);
+    assert_eq!(before.status, Status::Paused);
+    assert_eq!(demo.advance(500).taken_at_ns, before.taken_at_ns);
+    let rip = |s: &Snapshot| s.vcpus.first().map(|vcpu| vcpu.rip);
+    demo.ask(Command::Step(Default::default())).expect("a step");
+    assert_ne!(rip(&demo.snapshot()), rip(&before));
+    demo.ask(Command::Resume).expect("running");
+    assert!(demo.advance(100).taken_at_ns > before.taken_at_ns);
+}
+
+#[test]
+fn a_read_only_session_refuses_at_every_turn_and_still_looks() {
+    let demo = Demo::with(4, StartOptions { read_only: true, ..StartOptions::default() });
+    let snapshot = demo.advance(1000);
+    assert!(snapshot.read_only && snapshot.processes.len() > 10);
+    for refused in [demo.breakpoint("nt!NtClose"), demo.watch("nt!NtClose"), demo.ask(Command::Pause)] {
+        let why = refused.expect_err("read-only");
+        assert!(why.contains("read-only"), "{why}");
+    }
+    untouched(&demo.advance(1000));
+}
+
+#[test]
+fn command_line_breakpoints_that_cannot_be_set_end_the_start() {
+    let start =
+        |place: &str| StartOptions { breaks: vec![Target::parse(place).expect("a place")], ..StartOptions::default() };
+    let demo = DemoOptions { seed: 1, processes: None, lock_step: true };
+    let error = start_demo(demo, start("nt!NtCreateFill")).err().expect("no such symbol");
+    assert!(error.starts_with("--break: ") && error.contains("NtCreateFill"), "{error}");
+}
+
+#[test]
+fn memory_and_code_are_read_as_the_guest_has_them() {
+    let demo = Demo::start(6);
+    demo.breakpoint("nt!NtClose").expect("a breakpoint");
+    let row = only(&demo.snapshot().breakpoints);
+    demo.ask(Command::Inspect(Some(Subject::Breakpoint(row.id)))).expect("a detail");
+    let snapshot = demo.advance(100);
+    let Some(Detail::Breakpoint(detail)) = snapshot.detail.as_deref() else { panic!("{:?}", snapshot.detail) };
+    let here = detail.code.iter().find(|line| line.here).expect("the breakpoint's line");
+    assert_eq!(here.address, row.address);
+    assert_ne!(here.text, "int3", "the guest's bytes, not ours");
+    let memory = Subject::Memory { pid: None, va: row.address, length: 32 };
+    demo.ask(Command::Inspect(Some(memory))).expect("a detail");
+    let snapshot = demo.snapshot();
+    let Some(Detail::Memory(memory)) = snapshot.detail.as_deref() else { panic!("{:?}", snapshot.detail) };
+    let bytes: Vec<u8> = memory.bytes.iter().flatten().copied().collect();
+    assert_eq!(bytes.len(), 32);
+    assert_ne!(bytes.first(), Some(&0xcc));
+    assert!(memory.walk.len() >= 3);
+    let pattern = bytes.get(..8).expect("eight bytes").to_vec();
+    let found = demo.ask(Command::Search { pid: None, from: row.address, length: 4096, pattern });
+    let Ok(Done::Found(places, _)) = found else { panic!("{found:?}") };
+    assert_eq!(places.first(), Some(&row.address));
+}
