@@ -65,13 +65,13 @@ impl Demo {
         snapshot.processes.iter().find(|process| process.name == name).expect("the process").clone()
     }
 
-    /// The first region of a process that is backed by an image, where its code is.
-    fn image(&self, pid: u32) -> Va {
+    /// Where the private regions of a process start, which the pager takes away and brings back.
+    fn private_regions(&self, pid: u32) -> Vec<Va> {
         self.ask(Command::Inspect(Some(Subject::Process(pid)))).expect("a detail");
         let snapshot = self.snapshot();
         let Some(Detail::Process(detail)) = snapshot.detail.as_deref() else { panic!("{:?}", snapshot.detail) };
-        let region = detail.regions.iter().find(|region| region.name.contains("image")).expect("an image");
-        region.start
+        let private = detail.regions.iter().filter(|region| region.protection.ends_with('p'));
+        private.map(|region| region.start).collect()
     }
 }
 
@@ -128,13 +128,13 @@ fn a_guest_that_rewrites_its_code_under_a_breakpoint_keeps_both() {
 fn breakpoints_follow_their_pages_each_in_its_own_process() {
     let demo = Demo::start(11);
     demo.advance(500);
-    let mut watched = Vec::new();
     for name in ["explorer.exe", "lsass.exe", "services.exe", "winlogon.exe"] {
         let process = demo.process(name);
-        let place = format!("{}@{}", demo.image(process.pid), process.pid);
-        demo.breakpoint(&place).expect("a breakpoint");
-        demo.watch(&place).expect("a watch");
-        watched.push(process.pid);
+        for va in demo.private_regions(process.pid) {
+            let place = format!("{va}@{}", process.pid);
+            demo.breakpoint(&place).expect("a breakpoint");
+            demo.watch(&place).expect("a watch");
+        }
     }
     demo.ask(Command::Inspect(None)).expect("closed");
     let (mut seen_in, mut seen_out, mut apart) = (false, false, false);

@@ -180,6 +180,17 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
         Ok(None)
     }
 
+    /// Whether a page waits that could be injected as soon as its address space (the root that its process is known
+    /// by) runs in user mode: then it is worth following that process there.
+    pub fn waits_for(&self, root: Pa, now_ns: u64) -> bool {
+        Delivery::INJECTS && self.due(Some(root), now_ns).is_some()
+    }
+
+    /// Whether any page of a user address space waits to be injected.
+    pub fn waits_for_any(&self, now_ns: u64) -> bool {
+        self.pending.keys().flatten().any(|&root| self.waits_for(root, now_ns))
+    }
+
     /// The page to inject next in an address space.
     fn due(&self, space: Option<Pa>, now_ns: u64) -> Option<(FaultId, AddressContext)> {
         let due = |id: &FaultId| {

@@ -5,10 +5,10 @@ use crate::engine::{
     addr::{AddressContext, Gfn, Pa},
     arch::{
         EventMemoryAccess,
-        amd64::{Amd64, Amd64EventReason},
+        amd64::{Amd64, Amd64EventReason, ControlRegister, root_from_cr3},
     },
     driver::MemoryAccess,
-    event::VmiEventResponse,
+    event::{VmiEventAction, VmiEventResponse},
     os::{CurrentProcess, VmiOs},
     ptm::PageTableMonitorEvent,
     session::{VmiContext, VmiSession},
@@ -17,8 +17,8 @@ use crate::engine::{
 
 /// How many arguments a hit shows.
 const ARGUMENTS: u32 = 4;
-/// The widest store of one x86 instruction step in bytes (AVX-512).
-const WIDEST_STORE: u64 = 64;
+/// How many instructions a vCPU is followed from a switch of address spaces to user mode.
+const FOLLOWED_INSTRUCTIONS: u32 = 5000;
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Answers an event: a hit is recorded, a protected page is stepped over outside of our view, a write to a page
@@ -42,6 +42,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 self.access(vmi, *access)
             }
             Amd64EventReason::Singlestep { .. } => self.stepped(vmi),
+            Amd64EventReason::WriteCr { register: ControlRegister::Cr3, new, .. } => self.switched(vmi, *new),
             _ => VmiEventResponse::default(),
         }
     }
@@ -111,15 +112,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if !access.access.contains(MemoryAccess::W) {
             return D::step_over(vmi.core());
         }
-        // One instruction may write several entries; marking too many is harmless, an unchanged entry is no event.
-        let page_end = Pa((access.pa.0 | 0xfff) + 1);
-        let store_end = access.pa.checked_add(WIDEST_STORE).unwrap_or(page_end).min(page_end);
-        let mut table = false;
-        let mut entry = Pa(access.pa.0 & !7);
-        while entry < store_end {
-            table |= self.ptm.mark_dirty_entry(entry, view, event.vcpu_id());
-            entry += 8;
-        }
+        let table = self.ptm.mark_dirty_entry(access.pa, view, event.vcpu_id());
         let gfn = Gfn(access.pa.0 >> 12);
         let code = self.bpm.contains_page(view, gfn).then_some(gfn);
         if !table && code.is_none() {
@@ -133,7 +126,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     fn stepped(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
         let vcpu = vmi.event().vcpu_id();
         let Some(step) = self.steps.remove(&vcpu) else {
-            return self.view.map_or_else(VmiEventResponse::default, D::stepped);
+            return self.follow(vmi);
         };
         match self.ptm.process_dirty_entries(vmi.core(), vcpu) {
             Ok(events) => self.table_events(vmi.session(), &events, Some(&vmi)),
@@ -147,6 +140,39 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             tracing::warn!(%error, %gfn, "could not follow a write to a page with breakpoints");
         }
         D::stepped(step.view)
+    }
+
+    /// A vCPU is about to switch to another address space. If a page waits for that one, the vCPU is followed from here
+    /// to user mode, where the page fault can be injected: looking now and then would hardly ever find it there.
+    fn switched(&mut self, vmi: VmiContext<'_, D, Os>, cr3: u64) -> VmiEventResponse<Amd64> {
+        let root = vmi.underlying_os().process_root(root_from_cr3(cr3));
+        if !self.faults.waits_for(root, now(vmi.session())) {
+            return VmiEventResponse::default();
+        }
+        self.followed.insert(vmi.event().vcpu_id(), FOLLOWED_INSTRUCTIONS);
+        VmiEventResponse::singlestep()
+    }
+
+    /// One instruction on the way to user mode is done.
+    fn follow(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
+        let go_on = self.view.map_or_else(VmiEventResponse::default, D::stepped);
+        let vcpu = vmi.event().vcpu_id();
+        let Some(left) = self.followed.remove(&vcpu).and_then(|left| left.checked_sub(1)) else { return go_on };
+        let at_ns = now(vmi.session());
+        match self.faults.inject_next(vmi.state(), vcpu, at_ns) {
+            Ok(None) => {}
+            Ok(Some(_)) => return go_on,
+            Err(error) => {
+                tracing::debug!(%error, "could not inject a page fault; its row says why");
+                return go_on;
+            }
+        }
+        let root = vmi.underlying_os().process_root(vmi.registers().root());
+        if !self.faults.waits_for(root, at_ns) {
+            return go_on;
+        }
+        self.followed.insert(vcpu, left);
+        VmiEventResponse { action: VmiEventAction::Singlestep, ..go_on }
     }
 
     /// Monitored addresses came and went.

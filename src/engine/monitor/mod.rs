@@ -132,6 +132,10 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     subject: Option<Subject>,
     detail: Option<Arc<Detail>>,
     refusal_at: Option<AddressContext>,
+    /// Whether switches of address spaces are reported, because a page waits for one.
+    follows_cr3: bool,
+    /// How many more instructions a vCPU is followed on its way to user mode.
+    followed: HashMap<VcpuId, u32>,
     due: Due,
     /// In lock-step: the clock at which the guest stops until the next [`Command::Advance`], and who waits for it.
     advance: Option<(u64, Sender<Answer>)>,
@@ -163,6 +167,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             subject: None,
             detail: None,
             refusal_at: None,
+            follows_cr3: false,
+            followed: HashMap::new(),
             due: Due::default(),
             advance: None,
             wait: WAIT,

@@ -8,7 +8,10 @@ use std::{
 use super::{Monitor, Platform, Purpose, Watcher, elapsed, now};
 use crate::engine::{
     addr::{AddressContext, VcpuId, View},
-    arch::{Architecture, Registers, amd64::Amd64},
+    arch::{
+        Architecture, Registers,
+        amd64::{Amd64, ControlRegister, EventMonitor},
+    },
     bpm::Breakpoint,
     error::VmiError,
     faults::{Delivers, WatchChange},
@@ -236,16 +239,37 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Injects what waits and is safe to inject now.
     fn try_injections(&mut self, vmi: VmiSession<'_, D, Os>) {
         self.watch_refusals(vmi);
+        if self.follows_cr3 && self.faults.open_count() == 0 {
+            self.follow_switches(vmi, false);
+        }
         if self.paused || self.options.read_only || !D::Delivery::INJECTS || self.faults.open_count() == 0 {
             return;
         }
         let at_ns = now(vmi);
         self.faults.tick(at_ns);
+        self.follow_switches(vmi, self.faults.waits_for_any(at_ns));
         for vcpu in (0..vmi.info().map_or(0, |info| info.vcpus)).map(VcpuId) {
             let Ok(registers) = vmi.core().registers(vcpu) else { continue };
             if let Err(error) = self.faults.inject_next(vmi.with_registers(&registers), vcpu, at_ns) {
                 tracing::debug!(%error, "could not inject a page fault; its row says why");
             }
+        }
+    }
+
+    /// Has switches of address spaces reported while a page waits for one.
+    fn follow_switches(&mut self, vmi: VmiSession<'_, D, Os>, wanted: bool) {
+        if wanted == self.follows_cr3 {
+            return;
+        }
+        let switches = EventMonitor::Register(ControlRegister::Cr3);
+        let result = if wanted {
+            self.view(vmi).and_then(|_| vmi.core().monitor_enable(switches))
+        } else {
+            vmi.core().monitor_disable(switches)
+        };
+        match result {
+            Ok(()) => self.follows_cr3 = wanted,
+            Err(error) => tracing::warn!(%error, "could not follow switches of address spaces"),
         }
     }
 
