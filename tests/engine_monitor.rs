@@ -242,7 +242,7 @@ fn command_line_breakpoints_that_cannot_be_set_end_the_start() {
     let start =
         |place: &str| StartOptions { breaks: vec![Target::parse(place).expect("a place")], ..StartOptions::default() };
     let demo = DemoOptions { seed: 1, processes: None, lock_step: true };
-    let error = start_demo(demo, start("nt!NtCreateFill")).err().expect("no such symbol");
+    let error = start_demo(demo, start("nt!NtCreateFill")).expect_err("no such symbol");
     assert!(error.starts_with("--break: ") && error.contains("NtCreateFill"), "{error}");
 }
 

@@ -31,7 +31,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Subject::Process(pid) => self.process_detail(vmi, pid),
             Subject::Breakpoint(id) => self.breakpoint_detail(vmi, id),
             Subject::Table(id) => match self.tables.get(&id) {
-                Some(row) => Ok(Detail::Table(row.to_snapshot(self.mapping(row.ctx, row.view)))),
+                Some(row) => Ok(Detail::Table(row.shown(self.mapping(row.ctx, row.view)))),
                 None => Err("this address is not monitored any more".into()),
             },
             Subject::Fault(id) => {
@@ -73,7 +73,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     fn breakpoint_detail(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Result<Detail, String> {
         let clock = vmi.driver().clock_ns();
         let Some(row) = self.breakpoints.get_mut(&id) else { return Err("this breakpoint is gone".into()) };
-        let breakpoint = row.to_snapshot(clock);
+        let breakpoint = row.shown(clock);
         let code = code_around(vmi, row.ctx, CODE_LINES);
         Ok(Detail::Breakpoint(BreakpointDetail { breakpoint, code }))
     }

@@ -97,10 +97,10 @@ impl EventLog {
         place: (Option<VcpuId>, Option<u32>, String),
         text: String,
     ) {
-        if self.events.len() == CAPACITY {
-            if let Some(oldest) = self.events.pop_front() {
-                self.counters.dropped += u64::from(oldest.seq >= self.published);
-            }
+        if self.events.len() == CAPACITY
+            && let Some(oldest) = self.events.pop_front()
+        {
+            self.counters.dropped += u64::from(oldest.seq >= self.published);
         }
         let (vcpu, pid, process) = place;
         self.events.push_back(Event { seq: self.next, at_ns, kind, vcpu, pid, process, text });

@@ -290,7 +290,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
         }
         self.refresh_due(vmi);
         if !self.options.lock_step && self.publisher.is_due() {
-            self.publish(vmi);
+            self.publish_news(vmi);
         }
         None
     }

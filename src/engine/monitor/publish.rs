@@ -7,16 +7,50 @@ use std::{
 
 use crossbeam_channel::Sender;
 
-use super::{Channels, Monitor, Platform, now};
+use super::{Channels, Monitor, Platform, elapsed, now};
 use crate::engine::{
     addr::{Pa, Va, VcpuId},
     os::VmiOs,
     session::VmiSession,
-    snapshot::{Capability, Guest, Process, Snapshot, Status, SymbolTable, Unavailable, Vcpu},
+    snapshot::{Capability, Counters, Guest, Process, Snapshot, Status, SymbolTable, Unavailable, Vcpu},
 };
 
 /// The shortest time between two snapshots: 30 a second.
 const PERIOD: Duration = Duration::from_millis(33);
+
+/// How long a snapshot may stand that nothing but the clock has made old.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What a snapshot says, as far as it can be told apart at no cost: the parts by their generations.
+#[derive(Debug, Default, PartialEq)]
+struct Said {
+    parts: [u64; 8],
+    counters: Counters,
+    paused: bool,
+    truncated: bool,
+    detail: Option<usize>,
+}
+
+impl Said {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            parts: [
+                snapshot.guest.generation,
+                snapshot.vcpus.generation,
+                snapshot.processes.generation,
+                snapshot.breakpoints.generation,
+                snapshot.page_tables.generation,
+                snapshot.faults.generation,
+                snapshot.events.generation,
+                snapshot.event_rates.generation,
+            ],
+            counters: Counters { snapshots: 0, ..snapshot.counters },
+            paused: snapshot.status == Status::Paused,
+            truncated: snapshot.processes_truncated,
+            detail: snapshot.detail.as_ref().map(|detail| Arc::as_ptr(detail).addr()),
+        }
+    }
+}
 
 /// The working copy of the snapshot and the way to the screen.
 #[derive(Debug)]
@@ -25,6 +59,10 @@ pub(super) struct Publisher {
     changed: Sender<()>,
     current: Snapshot,
     last: Option<Instant>,
+    /// When it was last looked whether there is news.
+    looked: Option<Instant>,
+    /// What the last snapshot said, to tell whether the next one says anything new.
+    said: Said,
     pub(super) breakpoints_changed: bool,
     pub(super) tables_changed: bool,
 }
@@ -36,14 +74,16 @@ impl Publisher {
             changed: channels.changed,
             current: first,
             last: None,
+            looked: None,
+            said: Said::default(),
             breakpoints_changed: true,
             tables_changed: true,
         }
     }
 
-    /// Whether enough time has passed since the last snapshot.
-    pub(super) fn is_due(&self) -> bool {
-        self.last.is_none_or(|last| last.elapsed() >= PERIOD)
+    /// Whether it is time to look for news.
+    pub(super) fn is_due(&mut self) -> bool {
+        elapsed(&mut self.looked, PERIOD)
     }
 
     /// Whether the screen has taken the last snapshot: there is no hurry to read more for one that does not look.
@@ -78,7 +118,13 @@ impl Publisher {
         self.current.vcpus.iter().find(|known| known.id == vcpu).map(|known| known.rip)
     }
 
+    /// Whether the working copy differs from the last snapshot in more than the time.
+    fn is_news(&self) -> bool {
+        self.said != Said::of(&self.current)
+    }
+
     fn publish(&mut self) {
+        self.said = Said::of(&self.current);
         self.last = Some(Instant::now());
         self.slot.store(Arc::new(self.current.clone()));
         // A ping that is still there says the same.
@@ -92,23 +138,41 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.processes.iter().find(|process| process.root == Some(root)).map(|process| process.pid)
     }
 
+    /// Publishes what is known now, if it is news; a quiet guest costs the screen one picture a second.
+    pub(super) fn publish_news(&mut self, vmi: VmiSession<'_, D, Os>) {
+        self.prepare(vmi);
+        if self.publisher.is_news() || self.publisher.last.is_none_or(|last| last.elapsed() >= QUIET) {
+            self.deliver();
+        }
+    }
+
     /// Publishes what is known now.
     pub(super) fn publish(&mut self, vmi: VmiSession<'_, D, Os>) {
+        self.prepare(vmi);
+        self.deliver();
+    }
+
+    fn deliver(&mut self) {
+        self.log.counters.snapshots += 1;
+        self.publisher.current.counters.snapshots = self.log.counters.snapshots;
+        self.publisher.publish();
+    }
+
+    fn prepare(&mut self, vmi: VmiSession<'_, D, Os>) {
         let clock = now(vmi);
         self.refresh_faults(vmi);
         if std::mem::take(&mut self.publisher.breakpoints_changed) {
             self.sync_breakpoints();
         }
-        let breakpoints = self.breakpoints.values_mut().map(|row| row.to_snapshot(clock)).collect();
+        let breakpoints = self.breakpoints.values_mut().map(|row| row.shown(clock)).collect();
         self.publisher.current.breakpoints.set(breakpoints);
         if std::mem::take(&mut self.publisher.tables_changed) {
-            let rows = self.tables.values().map(|row| row.to_snapshot(self.mapping(row.ctx, row.view))).collect();
+            let rows = self.tables.values().map(|row| row.shown(self.mapping(row.ctx, row.view))).collect();
             self.publisher.current.page_tables.set(rows);
         }
         let (events, rates) = self.log.publish(clock);
         let faults = self.faults.rows(clock, |root| self.pid_of(root));
         let counters = &mut self.log.counters;
-        counters.snapshots += 1;
         counters.faults_pending = self.faults.open_count() as u64;
         let snapshot = &mut self.publisher.current;
         snapshot.driver = D::KIND;
@@ -121,6 +185,5 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         snapshot.event_rates = rates;
         snapshot.counters = *counters;
         snapshot.detail.clone_from(&self.detail);
-        self.publisher.publish();
     }
 }

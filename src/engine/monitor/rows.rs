@@ -67,7 +67,7 @@ impl BreakpointRow {
         self.last_hits.push_back(hit);
     }
 
-    pub(super) fn to_snapshot(&mut self, clock_ns: u64) -> Breakpoint {
+    pub(super) fn shown(&mut self, clock_ns: u64) -> Breakpoint {
         self.rates.advance(clock_ns);
         Breakpoint {
             id: self.id,
@@ -112,7 +112,7 @@ impl TableRow {
         self.walk = walk;
     }
 
-    pub(super) fn to_snapshot(&self, mapped: Option<(Pa, u64)>) -> Table {
+    pub(super) fn shown(&self, mapped: Option<(Pa, u64)>) -> Table {
         Table {
             id: self.id,
             address: self.ctx.va,

@@ -11,7 +11,7 @@ use crate::engine::{
 };
 
 /// A session and the registers of a vCPU. Reads take a bare [`Va`] and use the current address space; the methods of
-/// [`VmiCore`](super::VmiCore), which take any context, are reached through [`VmiState::core`].
+/// [`VmiCore`](super::VmiCore), which take any context, are reached through [`VmiSession::core`].
 pub struct VmiState<'a, Driver: VmiDriver, Os = NoOS> {
     session: VmiSession<'a, Driver, Os>,
     registers: &'a RegistersOf<Driver>,

@@ -1,7 +1,7 @@
 //! Themes: every colour and attribute that the screen uses, by name.
 //!
 //! A theme is a TOML file: a `[palette]` of named colours, `[styles]` that use them, and `inherits` for what it leaves
-//! out ([`parse`]). The built-in ones are compiled in; reading a user's file is the application's work, see
+//! out (`parse`). The built-in ones are compiled in; reading a user's file is the application's work, see
 //! [`Theme::parse`]. No state is told by colour alone: each has a glyph or a word as well.
 
 mod color;

@@ -1,7 +1,7 @@
 //! AMD64: 4- and 5-level paging, registers, events.
 //!
 //! Layouts are those of the Intel SDM, volume 3A: chapter 4 (paging), chapter 6 (interrupts and exceptions).
-//! Start at [`paging`], which everything else leans on.
+//! Start at `paging`, which everything else leans on.
 
 mod event;
 mod interrupt;
