@@ -6,6 +6,7 @@
 
 mod cache;
 mod context;
+mod control;
 mod core;
 mod handler;
 mod prober;
@@ -14,7 +15,8 @@ mod strings;
 
 pub use self::{
     context::VmiContext,
-    core::{Field, PauseGuard, VmiCore},
+    control::PauseGuard,
+    core::{Field, VmiCore},
     handler::{Interrupted, VmiHandler},
     prober::VmiProber,
     state::VmiState,

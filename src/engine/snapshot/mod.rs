@@ -9,6 +9,13 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
+mod clean;
+mod detail;
+
+pub use self::{
+    clean::clean,
+    detail::{BreakpointDetail, CodeLine, Detail, MemoryDetail, Module, ProcessDetail, Region, ThreadInfo},
+};
 pub use super::{
     addr::{Gfn, Pa, Va, VcpuId, View},
     symbols::SymbolTable,
@@ -555,168 +562,9 @@ pub struct Unavailable {
     pub why: String,
 }
 
-/// What a popup shows; which one it is follows the last `Inspect` command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Detail {
-    /// A process.
-    Process(ProcessDetail),
-    /// A breakpoint.
-    Breakpoint(BreakpointDetail),
-    /// A monitored address.
-    Table(Table),
-    /// A missing page.
-    Fault(Fault),
-    /// A stretch of memory.
-    Memory(MemoryDetail),
-    /// The subject is gone or could not be read: the sentence to show.
-    Gone(String),
-}
-
-/// More of a process than its row.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ProcessDetail {
-    /// Its row.
-    pub process: Process,
-    /// Command line; `None` while its pages are missing (see [`ProcessDetail::missing`]).
-    pub command_line: Option<String>,
-    /// Credentials by name ("uid", "gid", "euid", "token" …).
-    pub credentials: Vec<(String, String)>,
-    /// Threads: id, name or state, instruction pointer where known.
-    pub threads: Vec<ThreadInfo>,
-    /// Memory regions in order of address.
-    pub regions: Vec<Region>,
-    /// Mapped images.
-    pub modules: Vec<Module>,
-    /// Open files or handles: number and what it is.
-    pub handles: Vec<(u64, String)>,
-    /// Pages that were needed and are not there.
-    pub missing: Vec<Va>,
-    /// Lists that a bound cut short, by name.
-    pub truncated: Vec<&'static str>,
-    /// Parts that this OS layer does not read, with the reason.
-    pub unavailable: Vec<String>,
-}
-
-/// One thread.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ThreadInfo {
-    /// Thread id.
-    pub tid: u32,
-    /// Name, cleaned.
-    pub name: String,
-    /// "running", "sleeping", "waiting" …
-    pub state: String,
-    /// Address of the kernel's structure.
-    pub object: Va,
-}
-
-/// One memory region of a process.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Region {
-    /// First address.
-    pub start: Va,
-    /// First address behind it.
-    pub end: Va,
-    /// "rwxp" and the like.
-    pub protection: String,
-    /// File or purpose, cleaned.
-    pub name: String,
-}
-
-/// One mapped image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Module {
-    /// Load address.
-    pub base: Va,
-    /// Size in bytes.
-    pub size: u64,
-    /// Name, cleaned.
-    pub name: String,
-}
-
-/// More of a breakpoint than its row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct BreakpointDetail {
-    /// Its row.
-    pub breakpoint: Breakpoint,
-    /// Instructions around it, made from the guest's own bytes, not from patched ones.
-    pub code: Vec<CodeLine>,
-}
-
-/// One disassembled instruction.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct CodeLine {
-    /// Where.
-    pub address: Va,
-    /// Its bytes as hex digits.
-    pub bytes: String,
-    /// Intel syntax, addresses named where a symbol is known.
-    pub text: String,
-    /// `symbol+offset` of the instruction, empty where there is none.
-    pub symbol: String,
-    /// Whether this is the line asked for (the breakpoint, the start address).
-    pub here: bool,
-}
-
-/// A stretch of memory; a missing page's bytes are `None`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct MemoryDetail {
-    /// The address space: a process, or `None` for the kernel.
-    pub pid: Option<u32>,
-    /// Its root.
-    pub root: Pa,
-    /// First address.
-    pub va: Va,
-    /// The bytes.
-    pub bytes: Vec<Option<u8>>,
-    /// The same as instructions.
-    pub code: Vec<CodeLine>,
-    /// The walk of the first address.
-    pub walk: Vec<WalkEntry>,
-}
-
-/// Makes a string that came out of the guest fit for a terminal and for export: control, bidirectional and
-/// zero-width characters become visible stand-ins, and no more than `limit` characters are kept.
-pub fn clean(text: &str, limit: usize) -> String {
-    let mut out = String::new();
-    for (count, c) in text.chars().enumerate() {
-        if count == limit {
-            out.push('…');
-            break;
-        }
-        match c {
-            '\0'..='\u{1f}' => out.push(char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}')),
-            '\u{7f}' => out.push('\u{2421}'),
-            c if is_unprintable(c) => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// C1 controls, format characters that reorder, hide or join (bidi, zero-width, tags, variation selectors), line and
-/// paragraph separators, combining marks, private use and noncharacters.
-fn is_unprintable(c: char) -> bool {
-    matches!(c,
-        '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{61c}' | '\u{115f}'..='\u{1160}'
-        | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{20d0}'..='\u{20ff}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}' | '\u{fe00}'..='\u{fe0f}'
-        | '\u{fe20}'..='\u{fe2f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffc}' | '\u{fffe}'..='\u{ffff}'
-        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn clean_leaves_nothing_that_moves_a_terminal() {
-        assert_eq!(clean("lsass.exe", 64), "lsass.exe");
-        assert_eq!(clean("\x1b[31mred\x07", 64), "␛[31mred␇");
-        assert_eq!(clean("a\u{202e}b\u{200b}c\u{9b}d", 64), "a\u{fffd}b\u{fffd}c\u{fffd}d");
-        assert_eq!(clean("abcdef", 3), "abc…");
-    }
 
     #[test]
     fn a_part_moves_only_when_its_data_change() {
