@@ -64,8 +64,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     /// The address space of a process, or the kernel's.
-    pub(super) fn root_of(&self, vmi: VmiSession<'_, D, Os>, pid: Option<u32>) -> Result<Pa, String> {
+    pub(super) fn root_of(&mut self, vmi: VmiSession<'_, D, Os>, pid: Option<u32>) -> Result<Pa, String> {
         let Some(pid) = pid else { return Ok(vmi.underlying_os().kernel_root()) };
+        if !self.processes.iter().any(|process| process.pid == pid) {
+            // It may have started since the list was read.
+            self.refresh_processes(vmi);
+        }
         let Some(process) = self.processes.iter().find(|process| process.pid == pid) else {
             return Err(format!("there is no process {pid} in the guest: look at the process list"));
         };
@@ -74,7 +78,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         })
     }
 
-    fn place(&self, vmi: VmiSession<'_, D, Os>, target: &Target) -> Result<AddressContext, String> {
+    fn place(&mut self, vmi: VmiSession<'_, D, Os>, target: &Target) -> Result<AddressContext, String> {
         let va = resolve(&target.place, vmi.underlying_os().symbols())?;
         if !crate::engine::arch::amd64::is_canonical(va, vmi.paging_levels()) {
             return Err(format!("{va} is not a canonical address: no processor maps it"));

@@ -79,7 +79,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     fn memory_detail(
-        &self,
+        &mut self,
         vmi: VmiSession<'_, D, Os>,
         pid: Option<u32>,
         va: Va,
