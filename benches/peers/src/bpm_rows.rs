@@ -62,11 +62,8 @@ fn theirs_round<C: theirs_bpm::TapController<Driver = theirs::Flat>>(
     n: u64,
 ) -> (Duration, Duration, u64) {
     let at = |i: u64| {
-        theirs_bpm::Breakpoint::new(
-            (vmi_core::Va(BASE + i * 4096), vmi_core::Pa(root)),
-            vmi_core::View(VIEW),
-        )
-        .with_tag("bench")
+        theirs_bpm::Breakpoint::new((vmi_core::Va(BASE + i * 4096), vmi_core::Pa(root)), vmi_core::View(VIEW))
+            .with_tag("bench")
     };
     round(
         n,
@@ -129,8 +126,20 @@ fn lookup(table: &mut Table, n: u64) {
     }
     table.row(
         format!("bpm get_by_event, global, N = {n}"),
-        &mut || timed(4096, || events.iter().for_each(|event| { black_box(manager.get_by_event(event, ()).unwrap()); })),
-        &mut || timed(4096, || their_events.iter().for_each(|event| { black_box(their_manager.get_by_event(event, ()).unwrap()); })),
+        &mut || {
+            timed(4096, || {
+                events.iter().for_each(|event| {
+                    black_box(manager.get_by_event(event, ()).unwrap());
+                })
+            })
+        },
+        &mut || {
+            timed(4096, || {
+                their_events.iter().for_each(|event| {
+                    black_box(their_manager.get_by_event(event, ()).unwrap());
+                })
+            })
+        },
         None,
     );
 }

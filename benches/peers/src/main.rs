@@ -11,7 +11,8 @@ mod theirs;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let mut table = table::Table { only: arguments.iter().find(|a| !a.starts_with("--")).cloned(), ..Default::default() };
+    let mut table =
+        table::Table { only: arguments.iter().find(|a| !a.starts_with("--")).cloned(), ..Default::default() };
     if table.wants("core") {
         core_rows::run(&mut table);
     }

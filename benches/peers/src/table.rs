@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+/// Work to be measured: how long its measured part took, and how many operations that were.
+pub type Contestant<'a> = &'a mut (dyn FnMut() -> (Duration, u64) + 'a);
+
 /// One measured operation; nanoseconds an operation, the fastest of all samples.
 pub struct Row {
     pub name: String,
@@ -23,14 +26,14 @@ impl Table {
 
     /// Samples the contestants in turn, so that a change of the machine's speed meets all of them. Each closure does
     /// its work once and answers how long its measured part took and how many operations that were.
-    pub fn row(
+    pub fn row<'a>(
         &mut self,
         name: impl Into<String>,
-        ours: &mut dyn FnMut() -> (Duration, u64),
-        theirs: &mut dyn FnMut() -> (Duration, u64),
-        floor: Option<&mut dyn FnMut() -> (Duration, u64)>,
+        ours: Contestant<'a>,
+        theirs: Contestant<'a>,
+        floor: Option<Contestant<'a>>,
     ) {
-        let mut contestants: Vec<&mut dyn FnMut() -> (Duration, u64)> = vec![ours, theirs];
+        let mut contestants = vec![ours, theirs];
         contestants.extend(floor);
         let mut best = vec![f64::INFINITY; contestants.len()];
         let start = Instant::now();
@@ -64,10 +67,20 @@ impl Table {
             println!("[{}]", rows.join(",\n "));
             return;
         }
-        println!("{:<64} {:>10} {:>10} {:>7} {:>10}", "ns per operation, fastest sample", "ours", "vmi 0.13", "ratio", "floor");
+        println!(
+            "{:<64} {:>10} {:>10} {:>7} {:>10}",
+            "ns per operation, fastest sample", "ours", "vmi 0.13", "ratio", "floor"
+        );
         for row in &self.rows {
             let floor = row.floor.map_or(String::new(), |floor| format!("{floor:.1}"));
-            println!("{:<64} {:>10.1} {:>10.1} {:>7.3} {:>10}", row.name, row.ours, row.theirs, row.ours / row.theirs, floor);
+            println!(
+                "{:<64} {:>10.1} {:>10.1} {:>7.3} {:>10}",
+                row.name,
+                row.ours,
+                row.theirs,
+                row.ours / row.theirs,
+                floor
+            );
         }
     }
 }

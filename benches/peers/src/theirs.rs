@@ -68,7 +68,11 @@ impl VmiQueryProtection for Flat {
     fn memory_access(&self, gfn: Gfn, view: View) -> Result<MemoryAccess, VmiError> {
         Ok(self.access.borrow().get(&(view.0, gfn.0)).copied().unwrap_or(MemoryAccess::RWX))
     }
-    fn memory_access_with_options(&self, gfn: Gfn, view: View) -> Result<(MemoryAccess, MemoryAccessOptions), VmiError> {
+    fn memory_access_with_options(
+        &self,
+        gfn: Gfn,
+        view: View,
+    ) -> Result<(MemoryAccess, MemoryAccessOptions), VmiError> {
         Ok((self.memory_access(gfn, view)?, MemoryAccessOptions::empty()))
     }
 }
