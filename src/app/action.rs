@@ -180,7 +180,7 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::Tree, "tree", &["t"], "tree", "Show processes as a tree or as a flat list", &[PROCESSES]).in_footer(),
     entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run", EVERYWHERE)
         .needs(Capability::Pause).changes_guest().in_footer(),
-    entry(Action::Step, "step", &["n"], "step", "Run one instruction of the first processor while the guest is paused", EVERYWHERE)
+    entry(Action::Step, "step", &["n"], "step", "Run one instruction of a busy processor while the guest is paused", EVERYWHERE)
         .needs(Capability::Step).changes_guest(),
     entry(Action::Freeze, "freeze", &["f"], "freeze view", "Hold the picture still while the guest runs on", EVERYWHERE).in_footer(),
     entry(Action::Help, "help", &["?", "f1"], "help", "List all keys", EVERYWHERE).in_footer(),

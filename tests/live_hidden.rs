@@ -1,0 +1,79 @@
+//! A process that takes itself off the kernel's list, as a rootkit does, is found all the same. The guest is thrown away.
+
+mod live;
+
+use live::guest::{Guest, Options};
+use vmscope::engine::{
+    addr::{Pa, Va, VcpuId},
+    driver::qemu::{QemuDriver, QemuOptions},
+    os::{VmiOs, linux::LinuxOs},
+    session::{VmiCore, VmiSession},
+    snapshot::{Process, ProcessFlag},
+};
+
+/// Where the list of all tasks is linked in a `task_struct`: the place whose contents lead from each process to the next.
+fn list_offset(core: &VmiCore<QemuDriver>, root: Pa, processes: &[Process]) -> u64 {
+    let leads = |from: &Process, to: &Process, at: u64| {
+        core.read_u64((from.object + at, root)).is_ok_and(|next| Va(next) == to.object + at)
+    };
+    let pairs: Vec<_> = processes.windows(2).take(8).collect();
+    let all = |at: &u64| pairs.iter().all(|pair| matches!(pair, [from, to] if leads(from, to, *at)));
+    (0..0x2000).step_by(8).find(all).expect("processes are linked")
+}
+
+fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
+    let Some(mut guest) = Guest::boot(&Options { kernel, cpu, plain: true, ..Options::default() }) else { return };
+    let job = guest.start("work hostile-name");
+    let options = QemuOptions {
+        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
+        guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
+        ..QemuOptions::default()
+    };
+    let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
+    let paused = core.pause_guard().expect("a pause");
+    let registers = core.registers(VcpuId(0)).expect("registers");
+    let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
+    let list = || {
+        core.flush_gfn_cache();
+        core.flush_v2p_cache();
+        os.processes(VmiSession::new(&core, &os)).expect("a process list").processes
+    };
+    let before = list();
+    assert!(before.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
+    let at = before.iter().position(|process| process.pid == job.pid as u32).expect("the job");
+    let root = VmiOs::<QemuDriver>::kernel_root(&os);
+    let offset = list_offset(&core, root, &before);
+    let victim = before.get(at).expect("the job").object + offset;
+    let next = core.read_u64((victim, root)).expect("its successor");
+    let previous = core.read_u64((victim + 8, root)).expect("its predecessor");
+    core.write_u64((Va(previous), root), next).expect("a write");
+    core.write_u64((Va(next) + 8, root), previous).expect("a write");
+
+    let after = list();
+    assert_eq!(after.len(), before.len());
+    let hidden: Vec<u32> = after
+        .iter()
+        .filter(|process| process.flags.contains(&ProcessFlag::Hidden))
+        .map(|process| process.pid)
+        .collect();
+    assert_eq!(hidden, [job.pid as u32]);
+
+    // Put back, it is a process like the others.
+    core.write_u64((Va(previous), root), victim.0).expect("a write");
+    core.write_u64((Va(next) + 8, root), victim.0).expect("a write");
+    assert!(list().iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
+    drop(paused);
+    drop(core);
+    guest.end(job);
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn on_6_1() {
+    hidden_is_found("6.1", "default");
+}
+
+#[test]
+fn on_6_12_with_isolated_page_tables() {
+    hidden_is_found("6.12", "Nehalem");
+}
