@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long any single wait may take: generous, for a guest without hardware acceleration on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a boot may take before it counts as hung; it takes 2 to 4 seconds on an idle machine.
+const BOOT: Duration = Duration::from_secs(60);
+
 /// What the guest's console says when a shell starts on it.
 const READY: &[u8] = b"guest is ready";
 
@@ -93,6 +96,12 @@ impl Guest {
     /// test then returns. With `CI=true` that is a failure instead.
     pub fn boot(options: &Options) -> Option<Guest> {
         let mut guest = Guest::power_on(options)?;
+        // Now and then a software-emulated machine hangs before its kernel says a word; nothing of ours is attached yet.
+        if !guest.speaks() {
+            eprintln!("the guest did not boot in {BOOT:?}; it is started once more");
+            drop(guest);
+            guest = Guest::power_on(options)?;
+        }
         guest.wait_for_shell();
         Some(guest)
     }
@@ -125,6 +134,21 @@ impl Guest {
         let attach = attach.split_whitespace().skip(1).map(str::to_owned).collect();
         let serial = UnixStream::connect(dir.join("serial.sock")).expect("QEMU listens on the serial socket");
         Some(Guest { dir, attach, serial, pending: Vec::new(), commands: 0, jobs: [false; MAX_JOBS] })
+    }
+
+    /// Whether the guest's shell comes up in the time that a boot may take.
+    fn speaks(&mut self) -> bool {
+        let deadline = Instant::now() + BOOT;
+        while !contains(self.serial_log().as_bytes(), READY) {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            self.serial.set_read_timeout(Some(left)).expect("a socket takes a time-out");
+            let mut chunk = [0; 65536];
+            match self.serial.read(&mut chunk) {
+                Ok(length) if length > 0 => self.pending.extend_from_slice(&chunk[..length]),
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Waits until the guest's shell takes commands and makes its output exact: no echo, no prompt, no translation.

@@ -66,10 +66,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// The address space of a process, or the kernel's.
     pub(super) fn root_of(&mut self, vmi: VmiSession<'_, D, Os>, pid: Option<u32>) -> Result<Pa, String> {
         let Some(pid) = pid else { return Ok(vmi.underlying_os().kernel_root()) };
-        if !self.processes.iter().any(|process| process.pid == pid) {
-            // It may have started since the list was read.
-            self.refresh_processes(vmi);
-        }
+        // It may have started, or have another address space by exec, since the list was read.
+        vmi.flush_v2p_cache();
+        vmi.flush_gfn_cache();
+        self.refresh_processes(vmi);
         let Some(process) = self.processes.iter().find(|process| process.pid == pid) else {
             return Err(format!("there is no process {pid} in the guest: look at the process list"));
         };
