@@ -422,5 +422,5 @@ fn places_are_found() {
     let (home, host) = (["/ho", "me/someone/vm.img"].concat(), ["https://deb.deb", "ian.org/x"].concat());
     assert_eq!(places(&format!("one\nsee {home}")), [["2: /ho", "me/ is a place on one machine"].concat()]);
     assert_eq!(places(&host).len(), 1);
-    assert!(places("docs/home/x, /home/q, ~/work/y and $x/root/z").is_empty());
+    assert!(places("docs/home/x, /home/q, ~/play/y and $x/root/z").is_empty());
 }
