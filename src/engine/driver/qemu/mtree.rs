@@ -70,7 +70,8 @@ fn range(line: &str) -> Option<(bool, RamRange)> {
         None => (name, 0),
     };
     let end = last.checked_add(1)?;
-    offset.checked_add(end.checked_sub(start)?)?;
+    let length = end.checked_sub(start).filter(|length| *length > 0)?;
+    offset.checked_add(length)?;
     // PCI devices' own memory is mapped with a higher priority than the machine's.
     let plain = kind == "ram" && priority == "0";
     Some((plain, RamRange { start, end, block: block.to_owned(), offset }))
@@ -147,6 +148,7 @@ FlatView #3\r
         for text in [
             "",
             "FlatView #0\n AS \"memory\", root: system\n  10-0 (prio 0, ram): x",
+            "FlatView #0\n AS \"memory\", root: system\n  10-f (prio 0, ram): x",
             "FlatView #0\n AS \"memory\", root: system\n  0-ffffffffffffffff (prio 0, ram): x",
             "FlatView #0\n AS \"memory\", root: system\n  0-fff (prio 0, ram): x @ffffffffffffffff",
         ] {
