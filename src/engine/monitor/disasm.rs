@@ -1,6 +1,9 @@
 //! Disassembly of guest bytes, with the kernel's symbols for addresses.
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, SymbolResolver, SymbolResult};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, Register, SymbolResolver,
+    SymbolResult,
+};
 
 use crate::engine::{addr::Va, snapshot::CodeLine, symbols::SymbolTable};
 use std::sync::Arc;
@@ -13,7 +16,15 @@ const SYMBOL_REACH: u64 = 0x10_0000;
 struct Names(Arc<SymbolTable>);
 
 impl SymbolResolver for Names {
-    fn symbol(&mut self, _: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+    fn symbol(&mut self, code: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+        // A small number is a displacement or a constant. It is an address in a branch, behind the instruction pointer,
+        // and in the per-CPU area, whose symbols count from 0.
+        let is_address = code.flow_control() != FlowControl::Next
+            || code.is_ip_rel_memory_operand()
+            || code.segment_prefix() == Register::GS;
+        if !is_address && address >> 63 == 0 {
+            return None;
+        }
         let name = self.0.describe(Va(address), 0)?;
         Some(SymbolResult::with_string(address, name))
     }
@@ -91,6 +102,20 @@ mod tests {
         assert_eq!(texts, ["push rbp", "mov rbp, rsp", "call target", "ret"]);
         assert!(lines.iter().all(|line| line.here == (line.address == Va(0x1004))));
         assert_eq!(lines.last().map(|line| line.symbol.as_str()), Some("start+0x9"));
+    }
+
+    #[test]
+    fn numbers_are_not_named_unless_they_are_addresses() {
+        let symbols = Arc::new(SymbolTable::new([("per_cpu", Va(0)), ("task", Va(0x10)), ("kernel", Va(!0xfff))]));
+        // xor al,[rsi]; mov eax,0x10; mov rax,gs:[0x10]; mov rax,[0xfffffffffffff000]
+        let bytes = [
+            &[0x32, 0x06, 0xb8, 0x10, 0, 0, 0, 0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0][..],
+            &[0x48, 0x8b, 0x04, 0x25, 0x00, 0xf0, 0xff, 0xff],
+        ]
+        .concat();
+        let lines = disassemble(&bytes, Va(0x1000), Va(0x1000), 4, &symbols);
+        let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+        assert_eq!(texts, ["xor al, [rsi]", "mov eax, 0x10", "mov rax, gs:[task]", "mov rax, [kernel]"]);
     }
 
     #[test]
