@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint, error::ErrorKind};
+use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
 use crate::{
@@ -49,9 +50,15 @@ pub struct Options {
     /// End after a time, for example 2s
     #[arg(long = "for", id = "for_time", global = true, value_name = "DURATION", value_parser = parse_duration, help_heading = "Headless")]
     pub for_time: Option<Duration>,
-    /// Colours: the name of a built-in theme or a TOML file
+    /// Colours: the name of a theme (dark, light, high-contrast, color-blind, mono, or one of your own) or a TOML file
     #[arg(long, global = true, value_name = "NAME|FILE")]
     pub theme: Option<String>,
+    /// Draw with ASCII characters only
+    #[arg(long, global = true)]
+    pub ascii: bool,
+    /// Leave the mouse to the terminal
+    #[arg(long, global = true)]
+    pub no_mouse: bool,
     /// Configuration file [default: vmscope/config.toml in the user's configuration folder, where it exists]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
@@ -85,13 +92,20 @@ pub struct Lists {
     pub watches: Vec<Target>,
 }
 
-/// The guests that can be watched.
+/// The guests that can be watched, and what there is to ask of the program itself.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Guest {
     /// The built-in guest: a small deterministic machine to learn on
     Demo(Demo),
     /// A running QEMU: the only one on this machine, or one named by its QMP socket or process id
     Qemu(Qemu),
+    /// Print the completions of a shell: bash, zsh, fish, elvish or powershell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, to be read with man -l -
+    Man,
     /// The process that frees the guest when vmscope dies; started by vmscope itself
     #[command(hide = true)]
     Guardian(Guardian),

@@ -5,10 +5,14 @@ use std::{
     process::ExitCode,
 };
 
+use clap::CommandFactory;
+use clap_complete::Shell;
 use vmscope::{
     app::{
         headless::{End, Plan},
-        logging, start, terminal,
+        logging,
+        start::{self, Wishes},
+        terminal,
     },
     cli::{Cli, Demo, Guest, Qemu},
     engine::{
@@ -23,10 +27,13 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
-    if let Some(Guest::Guardian(guardian)) = &cli.guest {
-        return qemu::guardian::main(&guardian.arguments);
-    }
-    match run(cli) {
+    let ended = match &cli.guest {
+        Some(Guest::Guardian(guardian)) => return qemu::guardian::main(&guardian.arguments),
+        Some(Guest::Completions { shell }) => print(&completions(*shell)),
+        Some(Guest::Man) => manual().and_then(|page| print(&page)),
+        _ => run(cli),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err((why, status)) => {
             // Nobody reads a closed standard error.
@@ -36,12 +43,60 @@ fn main() -> ExitCode {
     }
 }
 
+/// The completions of a shell.
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "vmscope", &mut text);
+    text
+}
+
+/// The manual page, in the form that man(1) reads: that of the program, then the options of each of its commands.
+fn manual() -> Result<Vec<u8>, (String, u8)> {
+    let command = Cli::command().disable_help_subcommand(true);
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(command.clone()).render(&mut page).and_then(|()| {
+        for guest in command.get_subcommands().filter(|guest| !guest.is_hide_set()) {
+            if guest.get_opts().next().is_some() {
+                let mut options = Vec::new();
+                clap_mangen::Man::new(guest.clone()).render_options_section(&mut options)?;
+                let options = String::from_utf8_lossy(&options);
+                let heading = format!(".SH \"OPTIONS OF {}\"", guest.get_name().to_uppercase());
+                page.write_all(options.replace(".SH OPTIONS", &heading).as_bytes())?;
+            }
+        }
+        Ok(())
+    });
+    rendered.map_err(|error| (format!("cannot write the manual page: {error}"), 1))?;
+    // The commands have no pages of their own to be referred to.
+    let page = String::from_utf8_lossy(&page).replace("vmscope\\-", "vmscope ");
+    let named = |page: String, name: &str| page.replace(&format!("vmscope {name}(1)"), &format!("vmscope {name}"));
+    Ok(command.get_subcommands().fold(page, |page, guest| named(page, guest.get_name())).into_bytes())
+}
+
+/// Writes to standard output.
+fn print(bytes: &[u8]) -> Result<(), (String, u8)> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // A reader that has seen enough, such as head, is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err((format!("cannot write to standard output: {error}"), 1))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Runs the program; a failure is a sentence and the exit status.
 fn run(cli: Cli) -> Result<(), (String, u8)> {
     let failure = |why| (why, 1);
     let options = &cli.options;
-    let mut setup = start::prepare(options.config.as_deref(), options.theme.as_deref(), options.headless)
-        .map_err(|why| (why, USAGE))?;
+    let wishes = Wishes {
+        config: options.config.as_deref(),
+        theme: options.theme.as_deref(),
+        ascii: options.ascii,
+        no_mouse: options.no_mouse,
+        headless: options.headless,
+    };
+    let mut setup = start::prepare(wishes).map_err(|why| (why, USAGE))?;
     if !options.headless {
         terminal::check().map_err(failure)?;
     }
@@ -67,9 +122,11 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
     match cli.guest.clone() {
         None => start_demo(Demo::default(), options),
         Some(Guest::Demo(demo)) => start_demo(demo, options),
-        Some(Guest::Guardian(_)) => Err("a guardian watches no guest".into()),
         Some(Guest::Qemu(Qemu { qmp, pid, gdb, memory, .. })) => {
             worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, ..QemuOptions::default() }, options)
+        }
+        Some(Guest::Guardian(_) | Guest::Completions { .. } | Guest::Man) => {
+            Err("this command watches no guest".into())
         }
     }
 }

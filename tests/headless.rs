@@ -195,8 +195,7 @@ fn run(manner: Manner, plan: Plan) -> Run {
 
 fn run_with(manner: Manner, plan: Plan, signals: Receiver<Input>) -> Run {
     let folder = tempfile::tempdir().unwrap();
-    let setup =
-        Setup { theme: Theme::default(), keymap: Keymap::new(&[]).unwrap(), state: UiState::default(), logged: None };
+    let setup = Setup::default();
     let ended = start::headless(engine(manner), setup, plan, None, &shots(folder.path()), signals);
     Run { ended, folder }
 }
@@ -306,8 +305,7 @@ fn a_signal_ends_a_run_and_is_told() {
 #[test]
 fn a_screenshot_that_cannot_be_written_is_told() {
     let (_keep, signals) = bounded::<Input>(1);
-    let setup =
-        Setup { theme: Theme::default(), keymap: Keymap::new(&[]).unwrap(), state: UiState::default(), logged: None };
+    let setup = Setup::default();
     let nowhere = ["/nowhere/at/all.txt".parse().unwrap()];
     let ended = start::headless(engine(Manner::default()), setup, plan("", Some(10)), None, &nowhere, signals);
     assert!(ended.is_err_and(|e| e.contains("/nowhere/at/all.txt") && e.contains("--screenshot")));

@@ -286,7 +286,7 @@ fn is_program(name: &str) -> bool {
 #[test]
 fn program_whose_screen_panics() {
     if is_program("program_whose_screen_panics") {
-        let _screen = terminal::Screen::open().unwrap();
+        let _screen = terminal::Screen::open(true).unwrap();
         panic!("drawn no more");
     }
 }
@@ -295,12 +295,7 @@ fn program_whose_screen_panics() {
 fn program_whose_engine_panics() {
     if is_program("program_whose_engine_panics") {
         let (inputs, arriving) = terminal::input_queue();
-        let setup = Setup {
-            theme: Theme::default(),
-            keymap: Keymap::new(&[]).unwrap(),
-            state: UiState::default(),
-            logged: None,
-        };
+        let setup = Setup::default();
         start::dashboard(panicking_engine(), setup, arriving, inputs).unwrap();
     }
 }

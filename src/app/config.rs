@@ -9,14 +9,23 @@ use std::{
 use etcetera::BaseStrategy;
 use serde::Deserialize;
 
-use crate::ui::theme::Theme;
+use crate::{nearest::nearest, ui::theme::Theme};
 
 /// What a configuration may say.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The name of a built-in theme or a TOML file; `--theme` goes before it.
+    /// The file that it was read from; `None` where there is none.
+    #[serde(skip)]
+    file: Option<PathBuf>,
+    /// The name of a theme or a TOML file; `--theme` goes before it.
     pub theme: Option<String>,
+    /// Whether the program itself draws ASCII characters only, as with `--ascii`.
+    #[serde(default)]
+    pub ascii: bool,
+    /// Whether the mouse is used; `--no-mouse` switches it off.
+    #[serde(default = "yes")]
+    pub mouse: bool,
     /// Keys by the name of an action (`docs/keys.md`): `quit = "ctrl-q"` or `down = ["j", "down"]`.
     #[serde(default)]
     keys: BTreeMap<String, Keys>,
@@ -29,7 +38,21 @@ enum Keys {
     Several(Vec<String>),
 }
 
+const fn yes() -> bool {
+    true
+}
+
+impl Default for Config {
+    /// What holds where nothing is configured.
+    fn default() -> Self {
+        Self { file: None, theme: None, ascii: false, mouse: true, keys: BTreeMap::new() }
+    }
+}
+
 impl Config {
+    /// The names of all options.
+    pub const OPTIONS: &'static [&'static str] = &["theme", "ascii", "mouse", "keys"];
+
     /// Reads the file that is named, or the one in the user's configuration folder where there is one.
     ///
     /// # Errors
@@ -45,7 +68,18 @@ impl Config {
                 return Err(format!("cannot read the configuration {}: {error}; check --config", path.display()));
             }
         };
-        Self::parse(&text).map_err(|why| format!("the configuration {} is not used: {why}", path.display()))
+        match Self::parse(&text) {
+            Ok(config) => Ok(Self { file: Some(path), ..config }),
+            Err(why) => Err(Self { file: Some(path), ..Self::default() }.blame(&why)),
+        }
+    }
+
+    /// What is said of a configuration whose words are right, but not what they ask for.
+    pub fn blame(&self, why: &str) -> String {
+        match &self.file {
+            Some(file) => format!("the configuration {} is not used: {why}", file.display()),
+            None => why.to_owned(),
+        }
     }
 
     /// Reads the text of a configuration.
@@ -55,7 +89,11 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
-            format!("line {line}: {}", error.message().replace('\n', " "))
+            let said = error.message().replace('\n', " ");
+            let unknown = said.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+            let meant = unknown.and_then(|name| nearest(name, Self::OPTIONS.iter().copied()));
+            let meant = meant.map_or_else(String::new, |name| format!("; did you mean '{name}'?"));
+            format!("line {line}: {said}{meant}")
         })
     }
 

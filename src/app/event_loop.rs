@@ -48,7 +48,7 @@ const ANSWER_BOUND: Duration = Duration::from_secs(60);
 const LEAVE_BOUND: Duration = Duration::from_secs(10);
 
 /// What a loop needs besides terminal, console and engine.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Setup {
     /// The colours.
     pub theme: Theme,
@@ -56,6 +56,8 @@ pub struct Setup {
     pub keymap: Keymap,
     /// The state that the screen begins with.
     pub state: UiState,
+    /// Whether the terminal is asked to report the mouse.
+    pub mouse: bool,
     /// A ping after a new line of the log; `None` where the log is not watched.
     pub logged: Option<Receiver<()>>,
 }

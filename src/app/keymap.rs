@@ -7,6 +7,27 @@ use crokey::{KeyCombination, OneToThree};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::action::{ACTIONS, Action, Entry, Place};
+use crate::nearest::did_you_mean;
+
+/// The names of keys that are no characters, without their `ctrl-`, `alt-` or `shift-`.
+const NAMES: &[&str] = &[
+    "enter",
+    "esc",
+    "space",
+    "tab",
+    "shift-tab",
+    "backspace",
+    "delete",
+    "insert",
+    "up",
+    "down",
+    "left",
+    "right",
+    "home",
+    "end",
+    "pgup",
+    "pgdn",
+];
 
 /// Reads the name of a key: `j`, `S`, `?`, `space`, `enter`, `pgup`, `ctrl-p`, `shift-tab`, `f1`.
 ///
@@ -25,10 +46,9 @@ pub fn parse(name: &str) -> Result<KeyCombination, String> {
         _ => name.to_owned(),
     };
     let wrong = || {
-        format!(
-            "'{name}' is not the name of a key; write a character, or a name such as enter, esc, space, tab, up, \
-             pgdn, f1, ctrl-p, and quote text that is to be typed"
-        )
+        let known = "write a character, or a name such as enter, esc, space, tab, up, pgdn, f1, ctrl-p, and quote \
+                     text that is to be typed";
+        format!("'{name}' is not the name of a key; {}", did_you_mean(name, NAMES.iter().copied(), known))
     };
     let key = crokey::parse(&full).map_err(|_| wrong())?;
     if key.is_ansi_compatible() { Ok(normal(key)) } else { Err(wrong()) }
@@ -77,10 +97,17 @@ fn normal(key: KeyCombination) -> KeyCombination {
     key
 }
 
-/// Which key means which action.
+/// Which key means which action; without anything said, as the table has it.
 #[derive(Clone, Debug)]
 pub struct Keymap {
     bindings: Vec<(KeyCombination, &'static Entry)>,
+}
+
+impl Default for Keymap {
+    fn default() -> Self {
+        // A test holds that the table has no conflicts of its own.
+        Self::new(&[]).unwrap_or(Self { bindings: Vec::new() })
+    }
 }
 
 impl Keymap {
@@ -90,12 +117,17 @@ impl Keymap {
     /// A sentence for an unknown action, an unknown key, or a key that would mean two things in one place.
     pub fn new(rebound: &[(String, Vec<String>)]) -> Result<Self, String> {
         if let Some((name, _)) = rebound.iter().find(|(name, _)| ACTIONS.iter().all(|entry| entry.name != name)) {
-            return Err(format!("there is no action '{name}'; docs/keys.md and the palette (:) list them"));
+            let known = ACTIONS.iter().map(|entry| entry.name);
+            let meant = did_you_mean(name, known, "docs/keys.md and the palette (:) list them");
+            return Err(format!("there is no action '{name}'; {meant}"));
         }
         let mut bindings: Vec<(KeyCombination, &'static Entry)> = Vec::new();
         for entry in ACTIONS {
             let keys = match rebound.iter().find(|(name, _)| name == entry.name) {
-                Some((_, keys)) => keys.iter().map(|key| parse(key)).collect::<Result<Vec<_>, _>>()?,
+                Some((_, keys)) => {
+                    let keys = keys.iter().map(|key| parse(key)).collect::<Result<Vec<_>, _>>();
+                    keys.map_err(|why| format!("'{}': {why}", entry.name))?
+                }
                 None => entry.keys.iter().map(|key| parse(key)).collect::<Result<Vec<_>, _>>()?,
             };
             for key in keys {

@@ -33,17 +33,37 @@ use crate::{
 /// The size of a headless screen that is not told.
 const DEFAULT_SIZE: Size = Size { columns: 120, rows: 40 };
 
-/// Reads configuration and theme; `theme` goes before what the configuration names.
+/// What the command line says of the screen; it goes before the configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes<'a> {
+    /// `--config`
+    pub config: Option<&'a Path>,
+    /// `--theme`
+    pub theme: Option<&'a str>,
+    /// `--ascii`
+    pub ascii: bool,
+    /// `--no-mouse`
+    pub no_mouse: bool,
+    /// `--headless`
+    pub headless: bool,
+}
+
+/// Reads configuration and theme.
 ///
 /// # Errors
 /// A sentence when one of them cannot be read or is wrong.
-pub fn prepare(config: Option<&Path>, theme: Option<&str>, headless: bool) -> Result<Setup, String> {
-    let config = Config::read(config)?;
-    let theme = theme.or(config.theme.as_deref()).map_or_else(|| Ok(Theme::default()), config::theme)?;
-    let keymap = Keymap::new(&config.keys())?;
-    let colors = if headless { ColorDepth::TrueColor } else { colors() };
-    let state = UiState { colors, ..UiState::default() };
-    Ok(Setup { theme: theme.reduced(colors), keymap, state, logged: None })
+pub fn prepare(wishes: Wishes<'_>) -> Result<Setup, String> {
+    let config = Config::read(wishes.config)?;
+    let theme = match (wishes.theme, &config.theme) {
+        (Some(theme), _) => config::theme(theme)?,
+        (None, Some(theme)) => config::theme(theme).map_err(|why| config.blame(&why))?,
+        (None, None) => Theme::default(),
+    };
+    let keymap = Keymap::new(&config.keys()).map_err(|why| config.blame(&why))?;
+    let colors = if wishes.headless { ColorDepth::TrueColor } else { colors() };
+    let state = UiState { colors, ascii: wishes.ascii || config.ascii, ..UiState::default() };
+    let mouse = config.mouse && !wishes.no_mouse;
+    Ok(Setup { theme: theme.reduced(colors), keymap, state, mouse, logged: None })
 }
 
 /// How many colours the terminal says it has.
@@ -99,7 +119,7 @@ pub fn headless(
 pub fn dashboard(engine: Engine, setup: Setup, signals: Receiver<Input>, keys: Sender<Input>) -> Result<(), String> {
     let guest = engine.clone();
     leaving(&guest, move || {
-        let mut screen = Screen::open()?;
+        let mut screen = Screen::open(setup.mouse)?;
         terminal::inputs(keys);
         let mut keyboard = Keyboard::new(signals);
         // Every signal that ends a dashboard is a request to leave, which was done.

@@ -33,6 +33,8 @@ use super::console::{Console, Input};
 
 /// Whether the terminal is ours now; what [`restore`] undoes once.
 static TAKEN: AtomicBool = AtomicBool::new(false);
+/// Whether the mouse is wanted, each time the terminal is taken.
+static MOUSE: AtomicBool = AtomicBool::new(true);
 
 /// Whether there is a terminal to draw on and to read keys from.
 ///
@@ -54,11 +56,13 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Takes the terminal for the calling thread, which must be the one that draws.
+    /// Takes the terminal for the calling thread, which must be the one that draws; `mouse` is whether the mouse is ours
+    /// too, or stays the terminal's for selecting text.
     ///
     /// # Errors
     /// A sentence when it does not take a mode.
-    pub fn open() -> Result<Self, String> {
+    pub fn open(mouse: bool) -> Result<Self, String> {
+        MOUSE.store(mouse, Ordering::SeqCst);
         restore_on_panic();
         take().map_err(|error| format!("cannot prepare the terminal: {error}; try another one, or --headless"))?;
         let terminal = Terminal::new(CrosstermBackend::new(io::stdout())).map_err(|error| {
@@ -80,7 +84,8 @@ fn take() -> io::Result<()> {
     TAKEN.store(true, Ordering::SeqCst);
     terminal::enable_raw_mode()
         .and_then(|()| {
-            execute!(io::stdout(), EnterAlternateScreen, EnableMouseCapture, EnableBracketedPaste, EnableFocusChange)
+            execute!(io::stdout(), EnterAlternateScreen, EnableBracketedPaste, EnableFocusChange)?;
+            if MOUSE.load(Ordering::SeqCst) { execute!(io::stdout(), EnableMouseCapture) } else { Ok(()) }
         })
         .inspect_err(|_| restore())
 }

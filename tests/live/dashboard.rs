@@ -13,7 +13,7 @@ use vmscope::{
     app::{
         console::{Console, Input},
         event_loop::{Ended, Loop, leave},
-        start::prepare,
+        start::{Wishes, prepare},
     },
     engine::{
         command::{Answer, Command, Engine, Request},
@@ -70,7 +70,7 @@ impl Dashboard {
         let shown = Engine { changed, ..engine.clone() };
         let thread = thread::spawn(move || {
             let mut terminal = Terminal::new(TestBackend::new(160, 50)).expect("a screen in memory");
-            let setup = prepare(None, None, true)?;
+            let setup = prepare(Wishes { headless: true, ..Wishes::default() })?;
             Loop::new(&mut terminal, &mut Fingers(inputs), shown, setup).run()
         });
         Self { engine, keys, news, thread }

@@ -16,6 +16,7 @@ use ratatui::style::{Color, Modifier, Style};
 use serde::Deserialize;
 
 use super::{Theme, color::Rgb};
+use crate::nearest::did_you_mean;
 
 /// Longest chain of `inherits`.
 const LONGEST_CHAIN: usize = 8;
@@ -80,7 +81,9 @@ impl Theme {
             }
             let file: File = toml::from_str(&text).map_err(|error| syntax(&from, &text, &error))?;
             if let Some(unknown) = file.styles.keys().find(|key| !Self::ITEMS.contains(&key.as_str())) {
-                return Err(format!("theme {from}: there is no style '{unknown}'; {}", nearest(unknown)));
+                let known = format!("known are {}", Self::ITEMS.join(", "));
+                let meant = did_you_mean(unknown, Self::ITEMS.iter().copied(), &known);
+                return Err(format!("theme {from}: there is no style '{unknown}'; {meant}"));
             }
             for (key, color) in file.palette {
                 palette.entry(key).or_insert(color);
@@ -114,16 +117,6 @@ fn syntax(name: &str, text: &str, error: &toml::de::Error) -> String {
     match line {
         Some(line) => format!("theme {name}, line {line}: {message}"),
         None => format!("theme {name}: {message}"),
-    }
-}
-
-/// The item that somebody may have meant.
-fn nearest(unknown: &str) -> String {
-    let common = |item: &str| item.chars().zip(unknown.chars()).take_while(|(a, b)| a == b).count();
-    let best = Theme::ITEMS.iter().max_by_key(|item| common(item)).filter(|item| common(item) >= 2);
-    match best {
-        Some(best) => format!("did you mean '{best}'?"),
-        None => format!("known are {}", Theme::ITEMS.join(", ")),
     }
 }
 
