@@ -12,7 +12,7 @@ use std::{
 
 use crokey::KeyCombination;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SendTimeoutError, TryRecvError, TrySendError, bounded};
-use crossterm::event::{Event, KeyEventKind};
+use crossterm::event::{Event, KeyEventKind, MouseEventKind};
 use ratatui::{
     Terminal,
     backend::Backend,
@@ -333,8 +333,12 @@ where
         match input {
             Input::Terminal(Event::Key(key)) if key.kind != KeyEventKind::Release => self.press(keymap::pressed(key)),
             Input::Terminal(Event::Key(_)) => {}
+            // A pointer that only passes changes nothing.
+            Input::Terminal(Event::Mouse(event)) if event.kind == MouseEventKind::Moved => {}
             Input::Terminal(Event::Mouse(event)) => {
-                mouse::mouse(&mut self.state, &self.shown, event);
+                let now = self.began.elapsed();
+                let effects = mouse::mouse(&mut self.state, &self.shown, &self.keymap, event, now);
+                self.carry_out(effects);
                 self.settle();
             }
             Input::Terminal(Event::Paste(text)) => {

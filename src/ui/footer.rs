@@ -27,28 +27,40 @@ pub(super) fn draw(pen: &mut Pen<'_>, area: Rect, ui: &UiState) {
         return;
     }
     pen.tint(area, pen.theme.header);
-    let room = usize::from(area.width.saturating_sub(1));
+    for (index, spot) in spots(area, ui) {
+        if let Some(hint) = ui.footer.get(index) {
+            pen.line(spot, &Line::from(hint_spans(hint, pen.theme)));
+        }
+    }
+}
+
+/// Where each key that fits is, by its index in [`UiState::footer`].
+pub(super) fn spots(area: Rect, ui: &UiState) -> Vec<(usize, Rect)> {
     let cost = |hint: &KeyHint| {
         let parentheses = if hint.enabled() { 0 } else { 2 };
-        usize::from(width(&hint.key) + width(&hint.label)) + 3 + parentheses
+        width(&hint.key).saturating_add(width(&hint.label)).saturating_add(1 + parentheses)
     };
     let is_help = |hint: &KeyHint| hint.name == "help";
     // Room for the help key is set aside first.
-    let mut left = room.saturating_sub(ui.footer.iter().find(|hint| is_help(hint)).map_or(0, cost));
+    let help = ui.footer.iter().find(|hint| is_help(hint)).map_or(0, |hint| cost(hint) + 2);
+    let mut left = area.width.saturating_sub(1).saturating_sub(help);
     let mut full = false;
-    let mut spans = vec![Span::raw(" ")];
-    for hint in &ui.footer {
+    let mut x = area.x.saturating_add(1);
+    let mut spots = Vec::new();
+    for (index, hint) in ui.footer.iter().enumerate() {
+        let needed = cost(hint).saturating_add(2);
         if !is_help(hint) {
-            full |= cost(hint) > left;
+            full |= needed > left;
             if full {
                 continue;
             }
-            left -= cost(hint);
+            left -= needed;
         }
-        spans.extend(hint_spans(hint, pen.theme));
-        spans.push(Span::raw("  "));
+        let spot = Rect { x, width: needed - 2, height: area.height.min(1), ..area };
+        spots.push((index, spot.intersection(area)));
+        x = x.saturating_add(needed);
     }
-    pen.line(area, &Line::from(spans));
+    spots
 }
 
 /// A key and what it does.

@@ -12,7 +12,11 @@
 
 use ratatui::layout::Rect;
 
-use super::state::{PaneId, UiState};
+use super::{
+    footer,
+    state::{PaneId, Split, UiState},
+    tabs,
+};
 
 /// The regions of the screen; a region without room is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,7 +148,11 @@ pub enum Hit {
     Heading(PaneId, u16),
     /// A pane's border or title.
     Border(PaneId),
-    /// Header, footer or tabs.
+    /// The name of a pane in the line of tabs.
+    Tab(PaneId),
+    /// A key of the footer, by its index in [`UiState::footer`].
+    Key(usize),
+    /// Header, or nothing.
     Elsewhere,
 }
 
@@ -152,7 +160,16 @@ pub enum Hit {
 pub fn hit(ui: &UiState, x: u16, y: u16) -> Hit {
     let area = Rect { x: 0, y: 0, width: ui.size.0, height: ui.size.1 };
     let point = ratatui::layout::Position { x, y };
-    let Some((id, area)) = regions(area, ui).panes.into_iter().find(|(_, area)| area.contains(point)) else {
+    let regions = regions(area, ui);
+    if regions.footer.contains(point) {
+        let key = footer::spots(regions.footer, ui).into_iter().find(|(_, spot)| spot.contains(point));
+        return key.map_or(Hit::Elsewhere, |(index, _)| Hit::Key(index));
+    }
+    if regions.tabs.contains(point) {
+        let tab = tabs::spots(regions.tabs, ui).find(|(_, spot, _)| spot.contains(point));
+        return tab.map_or(Hit::Elsewhere, |(id, ..)| Hit::Tab(id));
+    }
+    let Some((id, area)) = regions.panes.into_iter().find(|(_, area)| area.contains(point)) else {
         return Hit::Elsewhere;
     };
     let parts = pane_parts(area);
@@ -163,6 +180,63 @@ pub fn hit(ui: &UiState, x: u16, y: u16) -> Hit {
     } else {
         Hit::Border(id)
     }
+}
+
+/// Borders between panes that move together when they are dragged: at a crossing both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grip {
+    /// The border between the two columns.
+    pub column: bool,
+    /// The border below the first (0) or the second (1) row of panes.
+    pub row: Option<u8>,
+}
+
+/// The borders that can be taken hold of at a point; `None` where there is nothing to drag.
+pub fn grip(ui: &UiState, x: u16, y: u16) -> Option<Grip> {
+    let area = Rect { x: 0, y: 0, width: ui.size.0, height: ui.size.1 };
+    let panes = regions(area, ui).panes;
+    // Only the grid has borders that can be moved.
+    let [(_, first), (_, beside), (_, second), _, (_, third), _] = panes.as_slice() else { return None };
+    let body = panes.iter().fold(*first, |all, (_, pane)| all.union(*pane));
+    if beside.y != first.y || !body.contains((x, y).into()) {
+        return None;
+    }
+    let column = x + 1 == beside.x || x == beside.x;
+    // The title of the lower pane is the border too.
+    let at = |top: u16| y + 1 == top || y == top;
+    let row = if at(second.y) {
+        Some(0)
+    } else if at(third.y) {
+        Some(1)
+    } else {
+        None
+    };
+    (column || row.is_some()).then_some(Grip { column, row })
+}
+
+/// Where the borders are when the ones held are dragged to a point. The borders that are not held stay.
+pub fn dragged(ui: &UiState, grip: Grip, x: u16, y: u16) -> Split {
+    let area = Rect { x: 0, y: 0, width: ui.size.0, height: ui.size.1 };
+    let panes = regions(area, ui).panes;
+    let Some((_, first)) = panes.first() else { return ui.split };
+    let body = panes.iter().fold(*first, |all, (_, pane)| all.union(*pane));
+    // Rounded up, because shares are rounded down: the border comes to lie under the pointer.
+    let percent = |part: u16, whole: u16| (u32::from(part) * 100).div_ceil(u32::from(whole.max(1))).min(100) as u16;
+    let mut split = ui.split;
+    if grip.column {
+        split.left = percent(x.saturating_sub(body.x), body.width).clamp(10, 90);
+    }
+    let at = percent(y.saturating_sub(body.y), body.height);
+    match grip.row {
+        Some(0) => {
+            let below = split.first.saturating_add(split.second).clamp(20, 90);
+            split.first = at.clamp(10, below - 10);
+            split.second = below - split.first;
+        }
+        Some(_) => split.second = at.clamp(split.first.saturating_add(10), 90.max(split.first + 10)) - split.first,
+        None => {}
+    }
+    split
 }
 
 /// A box of at most this size in the middle of an area.

@@ -22,6 +22,7 @@ pub mod theme;
 
 use ratatui::{Frame, layout::Rect};
 
+pub use self::popups::{PopupHit, popup_hit};
 use self::{glyphs::Glyphs, pen::Pen, state::UiState, theme::Theme};
 use crate::engine::snapshot::Snapshot;
 

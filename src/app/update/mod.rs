@@ -23,7 +23,7 @@ use crate::{
     },
     ui::{
         layout, rows,
-        state::{AddDialog, Confirm, PaneId, Popup, Purpose, RowKey, Severity, UiState},
+        state::{AddDialog, Confirm, PaneId, Popup, Purpose, RowKey, Severity, Split, UiState},
     },
 };
 
@@ -100,6 +100,10 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         Action::FocusPrevious => focus(state, state.focus.previous()),
         Action::Zoom => {
             state.zoom = !state.zoom;
+            Vec::new()
+        }
+        Action::ResetLayout => {
+            state.split = Split::default();
             Vec::new()
         }
         Action::Detail => detail(state, snapshot),

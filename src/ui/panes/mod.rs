@@ -31,7 +31,7 @@ use regex::Regex;
 use super::{
     layout::{PaneParts, pane_parts},
     pen::{Pen, width, wrap},
-    rows::{self, ColumnSpec, RowRef, Rows},
+    rows::{self, Placed, RowRef, Rows},
     state::{Column, PaneId, PaneState, Popup, UiState},
 };
 use crate::engine::snapshot::{Snapshot, Status};
@@ -191,7 +191,7 @@ fn body(
     pane: &PaneState,
     list: &Rows,
 ) {
-    let columns = fit(pane.id, list, parts.rows.width.saturating_sub(1));
+    let columns = rows::fit(pane.id, list, parts.rows.width);
     heading(pen, parts.heading, pane, &columns);
     let height = usize::from(parts.rows.height);
     let selected = rows::selected_place(snapshot, pane, list).unwrap_or(pane.position);
@@ -216,46 +216,6 @@ fn body(
         let column = Rect { x: parts.rows.right(), width: 1, ..parts.rows };
         pen.scrollbar(column, first, list.len());
     }
-}
-
-/// A column with the place that it got.
-struct Placed {
-    spec: ColumnSpec,
-    x: u16,
-    width: u16,
-}
-
-/// Which columns fit into `room`, and how wide each one is: columns without anything to show are left out, the least
-/// important ones give way, those that grow share what is left.
-fn fit(pane: PaneId, list: &Rows, room: u16) -> Vec<Placed> {
-    let shown = |spec: &&ColumnSpec| spec.rank != ColumnSpec::SORT_ONLY && !list.tally().empty.contains(&spec.id);
-    let mut columns: Vec<ColumnSpec> = rows::columns(pane).iter().filter(shown).copied().collect();
-    let needed = |columns: &[ColumnSpec]| columns.iter().map(|c| c.width + 1).sum::<u16>().saturating_sub(1);
-    // More room than this is of no use, and products of it stay within bounds.
-    let room = room.min(4096);
-    while needed(&columns) > room {
-        let weakest = columns.iter().enumerate().max_by_key(|(_, column)| column.rank);
-        match weakest {
-            Some((place, column)) if column.rank > 0 => columns.remove(place),
-            _ => break,
-        };
-    }
-    let mut spare = room.saturating_sub(needed(&columns));
-    let mut shares: u16 = columns.iter().map(|column| column.grow).sum();
-    let mut x = 0;
-    columns
-        .into_iter()
-        .map(|spec| {
-            let wish = (spare * spec.grow).checked_div(shares).unwrap_or(0);
-            let extra = wish.min(spec.most.saturating_sub(spec.width));
-            spare -= extra;
-            shares -= spec.grow;
-            let width = (spec.width + extra).min(room.saturating_sub(x));
-            let placed = Placed { spec, x, width };
-            x = (x + width + 1).min(room);
-            placed
-        })
-        .collect()
 }
 
 fn heading(pen: &mut Pen<'_>, area: Rect, pane: &PaneState, columns: &[Placed]) {

@@ -13,7 +13,7 @@
 use ratatui::{layout::Rect, style::Style};
 use tui_input::Input;
 
-use super::{keys_below, open, rest};
+use super::{inner, keys_below, open, rest};
 use crate::{
     engine::snapshot::Scope,
     ui::{
@@ -53,6 +53,28 @@ pub(super) fn input(pen: &mut Pen<'_>, area: Rect, input: &Input, focused: bool)
     }
 }
 
+fn add_errors(screen: Rect, dialog: &AddDialog) -> Vec<String> {
+    dialog.error.as_deref().map_or_else(Vec::new, |error| wrap(error, 76.min(screen.width).saturating_sub(4)))
+}
+
+/// The box of a dialog that asks for a place. The place is on its first line, completions are below.
+pub(super) fn add_place(screen: Rect, dialog: &AddDialog) -> Rect {
+    let candidates = dialog.candidates.len().min(CANDIDATES);
+    let lines = dialog.purpose.fields().len() + candidates + add_errors(screen, dialog).len();
+    centered(screen, 76.min(screen.width), height(lines + 2))
+}
+
+/// The first completion shown.
+fn first_candidate(dialog: &AddDialog) -> usize {
+    rows::offset(0, dialog.chosen.unwrap_or(0), dialog.candidates.len(), dialog.candidates.len().min(CANDIDATES))
+}
+
+/// The completion that is shown on the `line`th line below the place.
+pub(super) fn candidate_at(dialog: &AddDialog, line: usize) -> Option<usize> {
+    let shown = dialog.candidates.len().min(CANDIDATES);
+    (line < shown).then(|| first_candidate(dialog) + line)
+}
+
 pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
     const LABELS: u16 = 7;
     let (title, does) = match dialog.purpose {
@@ -62,11 +84,10 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
         Purpose::Memory => ("Look at memory", "look"),
     };
     let theme = pen.theme;
-    let box_width = 76.min(screen.width);
-    let errors = dialog.error.as_deref().map_or_else(Vec::new, |error| wrap(error, box_width.saturating_sub(4)));
+    let errors = add_errors(screen, dialog);
     let candidates = dialog.candidates.len().min(CANDIDATES);
     let fields = dialog.purpose.fields();
-    let area = centered(screen, box_width, height(fields.len() + candidates + errors.len() + 2));
+    let area = add_place(screen, dialog);
     let inside = open(pen, area, title);
     let mut y = inside.y;
     let mut next = |lines: usize| {
@@ -90,7 +111,7 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
                         Style { fg: theme.muted.fg, ..theme.input },
                     );
                 }
-                let first = rows::offset(0, dialog.chosen.unwrap_or(0), dialog.candidates.len(), candidates);
+                let first = first_candidate(dialog);
                 for (nth, candidate) in dialog.candidates.iter().enumerate().skip(first).take(candidates) {
                     let row = rest(next(1), LABELS);
                     if row.is_empty() {
@@ -144,12 +165,18 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
     keys_below(pen, area, &[("enter", does), ("tab", "complete, next field"), ("esc", "give up")]);
 }
 
+/// The box in which a column to sort by is chosen, and the first column shown.
+pub(super) fn sort_place(screen: Rect, pane: PaneId, chosen: usize) -> (Rect, usize) {
+    let columns = rows::columns(pane).len();
+    let area = centered(screen, 34, height(columns) + 2);
+    (area, rows::offset(0, chosen, columns, usize::from(inner(area).height)))
+}
+
 pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, chosen: usize) {
     let columns = rows::columns(pane);
-    let area = centered(screen, 34, height(columns.len()) + 2);
+    let (area, first) = sort_place(screen, pane, chosen);
     let inside = open(pen, area, &format!("Sort {}", pane.title()));
     let order = ui.pane(pane).sort;
-    let first = rows::offset(0, chosen, columns.len(), usize::from(inside.height));
     for (y, (nth, column)) in (inside.top()..inside.bottom()).zip(columns.iter().enumerate().skip(first)) {
         let row = Rect { y, height: 1, ..inside };
         if nth == chosen {
@@ -166,20 +193,34 @@ pub(super) fn sort(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, 
     keys_below(pen, area, &[("enter", "sort"), ("esc", "leave")]);
 }
 
+/// The box of a question, and its two answers: yes, no.
+pub(super) fn confirm_place(screen: Rect, question: &Confirm, text: usize) -> (Rect, [Rect; 2]) {
+    let area = centered(screen, 60.min(screen.width), height(text) + 4);
+    let inside = inner(area);
+    let line = Rect { y: inside.y + inside.height.saturating_sub(1), height: inside.height.min(1), ..inside };
+    // A blank, the mark, and the key in parentheses.
+    let yes = Rect { width: (width(&question.yes) + 8).min(line.width), ..line };
+    let behind = rest(line, yes.width + 2);
+    (area, [yes, Rect { width: (width(&question.no) + 8).min(behind.width), ..behind }])
+}
+
+/// The lines of a question.
+pub(super) fn confirm_text(screen: Rect, question: &Confirm) -> Vec<String> {
+    wrap(&question.text, 60.min(screen.width).saturating_sub(4))
+}
+
 pub(super) fn confirm(pen: &mut Pen<'_>, screen: Rect, question: &Confirm) {
-    let columns = 60.min(screen.width);
-    let text = wrap(&question.text, columns.saturating_sub(4));
-    let area = centered(screen, columns, height(text.len()) + 4);
+    let text = confirm_text(screen, question);
+    let (area, answers) = confirm_place(screen, question, text.len());
     let inside = open(pen, area, &question.title);
     let room = inside.height.saturating_sub(1);
     for (y, line) in (inside.top()..inside.top() + room).zip(&text) {
         pen.text(Rect { y, height: 1, ..inside }, line, pen.theme.popup);
     }
-    let mut line = Rect { y: inside.y + room, height: 1, ..inside };
-    for (chosen, key, word) in [(question.chosen_yes, 'y', &question.yes), (!question.chosen_yes, 'n', &question.no)] {
+    let words = [(question.chosen_yes, 'y', &question.yes), (!question.chosen_yes, 'n', &question.no)];
+    for ((chosen, key, word), spot) in words.into_iter().zip(answers) {
         let mark = if chosen { pen.glyphs.selected } else { ' ' };
         let style = if chosen { pen.theme.cursor } else { pen.theme.popup };
-        let used = pen.text(line, &format!(" {mark} {word} ({key}) "), style);
-        line = rest(line, used + 2);
+        pen.text(spot, &format!(" {mark} {word} ({key}) "), style);
     }
 }

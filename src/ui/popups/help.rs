@@ -26,7 +26,8 @@ const WIDTH: u16 = 92;
 /// Columns for keys.
 const KEYS: u16 = 14;
 
-fn place(screen: Rect) -> Rect {
+/// The box of the help page.
+pub(super) fn place(screen: Rect) -> Rect {
     let margin = if screen.height > 20 { 4 } else { 0 };
     centered(screen, WIDTH, screen.height - margin)
 }
@@ -102,21 +103,24 @@ fn lines<'a>(ui: &'a UiState, search: &str, theme: &Theme, columns: u16) -> Vec<
     lines
 }
 
+/// The palette's box, the room for its list, and the first action shown.
+pub(super) fn palette_place(screen: Rect, found: usize, chosen: usize) -> (Rect, Rect, usize) {
+    let wanted = Rect { height: screen.height.min(20), ..screen };
+    let area = centered(wanted, 76, height(found.clamp(1, 12)) + 4);
+    let list = body(area);
+    (area, list, crate::ui::rows::offset(0, chosen, found, usize::from(list.height)))
+}
+
 /// The palette: what was typed, and the actions that match.
 pub(super) fn palette(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, search: &Input, found: &[usize], chosen: usize) {
-    let rows = height(found.len().clamp(1, 12));
-    let wanted = Rect { height: screen.height.min(20), ..screen };
-    let area = centered(wanted, 76, rows + 4);
+    let (area, list, first) = palette_place(screen, found.len(), chosen);
     let inside = open(pen, area, "Do what?");
     keys_below(pen, area, &[("enter", "do it"), ("up down", "choose"), ("esc", "close")]);
     let label = pen.text(inside, ": ", pen.theme.key);
     dialogs::input(pen, rest(inside, label), search, true);
-    let skipped = inside.height.min(2);
-    let list = Rect { y: inside.y + skipped, height: inside.height - skipped, ..inside };
     if found.is_empty() {
         pen.text(list, "No action has a name like this.", pen.theme.muted);
     }
-    let first = crate::ui::rows::offset(0, chosen, found.len(), usize::from(list.height));
     let hints = found.iter().enumerate().skip(first).filter_map(|(nth, &index)| Some((nth, ui.help.get(index)?)));
     for (y, (nth, hint)) in (list.top()..list.bottom()).zip(hints) {
         let row = Rect { y, height: 1, ..list };

@@ -13,6 +13,7 @@ mod dialogs;
 mod event;
 mod fault;
 mod help;
+mod hit;
 mod memory;
 mod process;
 mod prompt;
@@ -24,6 +25,7 @@ use ratatui::{
     text::{Line, Span},
 };
 
+pub use self::hit::{PopupHit, popup_hit};
 use self::sheet::Sheet;
 use super::{
     glyphs::Glyphs,

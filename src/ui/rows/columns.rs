@@ -1,5 +1,6 @@
 //! The columns of each pane: their names, their widths, and which ones give way when there is no room.
 
+use super::Rows;
 use crate::ui::state::{Column, PaneId};
 
 /// One column of a pane.
@@ -111,4 +112,56 @@ pub const fn columns(pane: PaneId) -> &'static [ColumnSpec] {
         PaneId::Events => EVENTS,
         PaneId::Log => &[],
     }
+}
+
+/// A column with the place that it got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The column.
+    pub spec: ColumnSpec,
+    /// Its first cell, counted from the first one behind the row's mark.
+    pub x: u16,
+    /// Its cells.
+    pub width: u16,
+}
+
+/// Which columns fit into a row of `width` cells, the first of which is for the row's mark, and how wide each one is:
+/// columns without anything to show are left out, the least important ones give way, those that grow share what is left.
+pub fn fit(pane: PaneId, list: &Rows, width: u16) -> Vec<Placed> {
+    let shown = |spec: &&ColumnSpec| spec.rank != ColumnSpec::SORT_ONLY && !list.tally().empty.contains(&spec.id);
+    let mut columns: Vec<ColumnSpec> = columns(pane).iter().filter(shown).copied().collect();
+    let needed = |columns: &[ColumnSpec]| columns.iter().map(|c| c.width + 1).sum::<u16>().saturating_sub(1);
+    // More room than this is of no use, and products of it stay within bounds.
+    let room = width.saturating_sub(1).min(4096);
+    while needed(&columns) > room {
+        let weakest = columns.iter().enumerate().max_by_key(|(_, column)| column.rank);
+        match weakest {
+            Some((place, column)) if column.rank > 0 => columns.remove(place),
+            _ => break,
+        };
+    }
+    let mut spare = room.saturating_sub(needed(&columns));
+    let mut shares: u16 = columns.iter().map(|column| column.grow).sum();
+    let mut x = 0;
+    columns
+        .into_iter()
+        .map(|spec| {
+            let wish = (spare * spec.grow).checked_div(shares).unwrap_or(0);
+            let extra = wish.min(spec.most.saturating_sub(spec.width));
+            spare -= extra;
+            shares -= spec.grow;
+            let width = (spec.width + extra).min(room.saturating_sub(x));
+            let placed = Placed { spec, x, width };
+            x = (x + width + 1).min(room);
+            placed
+        })
+        .collect()
+}
+
+/// The column whose name lies `x` cells from the left end of a row of `width` cells.
+pub fn column_at(pane: PaneId, list: &Rows, width: u16, x: u16) -> Option<Column> {
+    let x = x.checked_sub(1)?;
+    let columns = fit(pane, list, width);
+    // The gap behind a column belongs to it.
+    columns.iter().find(|column| (column.x..=column.x + column.width).contains(&x)).map(|column| column.spec.id)
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub(in crate::ui) use self::filter::{breakpoint_word, fault_word, flag_word};
 pub use self::{
-    columns::{ColumnSpec, columns},
+    columns::{ColumnSpec, Placed, column_at, columns, fit},
     tally::Tally,
 };
 use super::{

@@ -6,7 +6,7 @@
 pub mod pane;
 pub mod popup;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use tui_logger::TuiWidgetState;
 
@@ -14,6 +14,7 @@ pub use self::{
     pane::{Column, Filter, PaneId, PaneState, RowKey, Sort},
     popup::{AddDialog, AddField, Candidate, Confirm, Popup, Purpose},
 };
+use super::layout::Grip;
 use crate::engine::snapshot::Status;
 
 /// Everything the screen remembers.
@@ -37,6 +38,8 @@ pub struct UiState {
     pub popups: Vec<Popup>,
     /// Sentences for the user, newest last; see [`UiState::notify`] and [`UiState::tick`].
     pub notices: Vec<Notice>,
+    /// What the mouse is in the middle of.
+    pub pointer: Pointer,
     /// Set while the picture is not the newest one.
     pub past: Option<Past>,
     /// The footer's keys for the focused pane or the topmost popup, most useful first.
@@ -63,6 +66,7 @@ impl Default for UiState {
             log: LogState::default(),
             popups: Vec::new(),
             notices: Vec::new(),
+            pointer: Pointer::default(),
             past: None,
             footer: Vec::new(),
             help: Vec::new(),
@@ -145,6 +149,15 @@ impl Default for Split {
     fn default() -> Self {
         Self { left: 48, first: 38, second: 28 }
     }
+}
+
+/// What the mouse is in the middle of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pointer {
+    /// When and where it was clicked last: a second click there soon after makes it a double click.
+    pub clicked: Option<(Duration, u16, u16)>,
+    /// The borders that are being dragged.
+    pub grip: Option<Grip>,
 }
 
 /// The state of `tui-logger`'s widget: shown levels and targets, and how far it is scrolled back.

@@ -1,146 +1,28 @@
 //! What keys do: the pure part of the application, driven by the same scripts as headless runs.
 
-use std::{fs, path::Path, sync::Arc};
+mod mouse;
+mod user;
 
-use ratatui::layout::Rect;
+use std::{fs, path::Path};
+
 use vmscope::{
     app::{
         action::{ACTIONS, Action, Place, keys_document},
         config::Config,
         keymap::{self, Keymap},
-        script::{Script, Step},
-        update::{self, Effect, hints},
+        update::{self, Effect},
     },
     engine::{
         command::{Command, Subject, Target},
         snapshot::{
-            Breakpoint, BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, FaultState, Part,
-            Process, Scope, Snapshot, Status, SymbolTable, Table, TableId, Unavailable, Va, Vcpu, VcpuId, View,
+            BreakpointId, BreakpointState, Capability, FaultId, Part, Scope, Snapshot, Status, TableId, Unavailable,
+            Va, VcpuId,
         },
     },
-    ui::{
-        layout, rows,
-        state::{Column, PaneId, Past, Popup, RowKey, UiState},
-    },
+    ui::state::{Column, PaneId, Past, Popup, RowKey},
 };
 
-/// A user in front of one picture.
-struct User {
-    state: UiState,
-    snapshot: Snapshot,
-    keymap: Keymap,
-}
-
-fn breakpoint(id: u64, state: BreakpointState) -> Breakpoint {
-    Breakpoint {
-        id: BreakpointId(id),
-        symbol: format!("nt!Function{id}"),
-        address: Va(0x1000 * id),
-        scope: Scope::Global,
-        view: View(0),
-        pa: None,
-        state,
-        tag: String::new(),
-        hits: id,
-        rates: Vec::new(),
-        last_hits: Vec::new(),
-        error: None,
-    }
-}
-
-fn snapshot() -> Snapshot {
-    let process =
-        |pid: u32, name: &str| Process { pid, name: name.into(), object: Va(pid.into()), ..Process::default() };
-    let event = |seq| Event {
-        seq,
-        at_ns: seq,
-        kind: EventKind::Vm,
-        vcpu: None,
-        pid: None,
-        process: String::new(),
-        text: format!("event {seq}"),
-    };
-    let fault = Fault {
-        id: FaultId(5),
-        address: Va(0x7000),
-        root: Default::default(),
-        pid: None,
-        asked_by: "user".into(),
-        state: FaultState::Pending,
-        attempts: 0,
-        age_ns: 0,
-        vcpu: None,
-        note: String::new(),
-    };
-    use Capability as C;
-    Snapshot {
-        status: Status::Running,
-        processes: Part::new(vec![process(4, "System"), process(648, "lsass.exe"), process(900, "calc.exe")]),
-        breakpoints: Part::new(vec![
-            breakpoint(1, BreakpointState::Disabled),
-            breakpoint(2, BreakpointState::Disabled),
-        ]),
-        page_tables: Part::new(vec![Table { id: TableId(9), ..Table::default() }]),
-        faults: Part::new(vec![fault]),
-        events: Part::new((0..100).map(event).collect()),
-        vcpus: Part::new(vec![Vcpu { id: VcpuId(1), ..Vcpu::default() }]),
-        capabilities: Part::new(vec![C::Read, C::Breakpoints, C::TableWrites, C::FaultInjection, C::Pause, C::Step]),
-        symbols: Arc::new(SymbolTable::new([
-            ("nt!NtCreateFile", Va(0x1000)),
-            ("nt!NtCreateKey", Va(0x2000)),
-            ("nt!NtOpenFile", Va(0x3000)),
-        ])),
-        ..Snapshot::default()
-    }
-}
-
-impl User {
-    fn new() -> Self {
-        Self::with(snapshot())
-    }
-
-    fn with(snapshot: Snapshot) -> Self {
-        let mut user = Self {
-            state: UiState { size: (120, 40), ..UiState::default() },
-            snapshot,
-            keymap: Keymap::new(&[]).unwrap(),
-        };
-        user.settle();
-        user
-    }
-
-    fn settle(&mut self) {
-        rows::settle(&self.snapshot, &mut self.state);
-        hints::refresh(&mut self.state, &self.snapshot, &self.keymap);
-    }
-
-    /// Presses keys and answers what they ask of the world.
-    fn press(&mut self, keys: &str) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        for step in keys.parse::<Script>().unwrap().steps {
-            let Step::Key(key) = step else { panic!("only keys here: {keys}") };
-            effects.extend(update::key(&mut self.state, &self.snapshot, &self.keymap, key));
-            self.settle();
-        }
-        effects
-    }
-
-    fn commands(&mut self, keys: &str) -> Vec<Command> {
-        let command = |effect| match effect {
-            Effect::Send(command) | Effect::SendFrom(command, _) => Some(command),
-            _ => None,
-        };
-        self.press(keys).into_iter().filter_map(command).collect()
-    }
-
-    fn notice(&self) -> &str {
-        self.state.notices.last().map_or("", |notice| &notice.text)
-    }
-
-    fn popup(&self) -> Option<&Popup> {
-        self.state.popups.last()
-    }
-}
+use user::{User, breakpoint, snapshot};
 
 fn place(text: &str) -> Target {
     Target::parse(text).unwrap()
@@ -397,22 +279,6 @@ fn a_paste_goes_into_the_open_field_only() {
 }
 
 #[test]
-fn a_click_selects_and_the_wheel_scrolls_what_it_is_over() {
-    use crossterm::event::{KeyModifiers, MouseButton, MouseEvent, MouseEventKind};
-    let mut user = User::new();
-    let breakpoints = layout::regions(Rect::new(0, 0, 120, 40), &user.state).panes[1].1;
-    let rows = layout::pane_parts(breakpoints).rows;
-    let event = |kind| MouseEvent { kind, column: rows.x + 2, row: rows.y + 1, modifiers: KeyModifiers::NONE };
-    update::mouse::mouse(&mut user.state, &user.snapshot, event(MouseEventKind::Down(MouseButton::Left)));
-    assert_eq!(user.state.focus, PaneId::Breakpoints);
-    assert_eq!(user.state.focused().selected, Some(RowKey::Breakpoint(BreakpointId(2))));
-    user.press("1");
-    update::mouse::mouse(&mut user.state, &user.snapshot, event(MouseEventKind::ScrollUp));
-    assert_eq!(user.state.pane(PaneId::Breakpoints).position, 0);
-    assert_eq!(user.state.focus, PaneId::Processes, "the wheel does not take the focus");
-}
-
-#[test]
 fn the_log_shows_more_or_less_of_a_chosen_part() {
     let mut user = User::new();
     user.press("6 +");
@@ -424,7 +290,7 @@ fn the_log_shows_more_or_less_of_a_chosen_part() {
 
 #[test]
 fn the_documented_configuration_is_one() {
-    let document = include_str!("../docs/configuration.md");
+    let document = include_str!("../../docs/configuration.md");
     let sample = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let config = Config::parse(sample).unwrap();
     assert_eq!(config.theme.as_deref(), Some("light"));
