@@ -226,6 +226,25 @@ fn pausing_stops_the_clock_and_steps_are_single() {
 }
 
 #[test]
+fn a_deleted_breakpoint_is_restored_on_or_off() {
+    let demo = Demo::start(9);
+    let restore = |enabled| {
+        let target = Target::parse("nt!NtClose").expect("a place");
+        let back = Command::RestoreBreakpoint { target, scope: Scope::Global, tag: "mine".into(), enabled };
+        demo.ask(back).expect("restored");
+        only(&demo.snapshot().breakpoints)
+    };
+    let off = restore(false);
+    assert_eq!((off.state, off.tag.as_str(), off.symbol.as_str()), (BreakpointState::Disabled, "mine", "nt!NtClose"));
+    assert_eq!(only(&demo.advance(2000).breakpoints).hits, 0, "nothing of it is in the guest");
+    demo.ask(Command::ToggleBreakpoint(off.id)).expect("on");
+    assert!(only(&demo.advance(2000).breakpoints).hits > 0);
+    demo.ask(Command::RemoveBreakpoint(off.id)).expect("gone");
+    assert_eq!(restore(true).state, BreakpointState::Active);
+    untouched(&demo.advance(1000));
+}
+
+#[test]
 fn a_read_only_session_refuses_at_every_turn_and_still_looks() {
     let demo = Demo::with(4, StartOptions { read_only: true, ..StartOptions::default() });
     let snapshot = demo.advance(1000);

@@ -5,6 +5,7 @@
 //! engine: commands go out by `try_send`, answers are collected when they are there.
 
 use std::{
+    collections::VecDeque,
     fmt::Display,
     sync::Arc,
     time::{Duration, Instant},
@@ -44,6 +45,8 @@ const FRAME: Duration = Duration::from_millis(33);
 const TICK: Duration = Duration::from_millis(100);
 /// How long a script waits for an answer of the engine before it gives up.
 const ANSWER_BOUND: Duration = Duration::from_secs(60);
+/// How many commands may be under way; those of many marked rows wait for the first ones.
+const UNDER_WAY: usize = 64;
 /// How long the engine may take to leave the guest.
 const LEAVE_BOUND: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,8 @@ pub struct Loop<'a, B: Backend, C: Console> {
     history: History,
     shown: Arc<Snapshot>,
     pending: Vec<Pending>,
+    /// Commands that wait because too many are under way.
+    outbox: VecDeque<(Command, Option<Box<Draft>>)>,
     logged: Option<Receiver<()>>,
     engine_ended: bool,
     dirty: bool,
@@ -118,6 +123,7 @@ where
             history: History::new(Arc::clone(&first)),
             shown: first,
             pending: Vec::new(),
+            outbox: VecDeque::new(),
             logged: setup.logged,
             engine_ended: false,
             dirty: true,
@@ -262,6 +268,9 @@ where
                 }
             }
         }
+        if answered {
+            self.flush();
+        }
         let pinged = self.ping();
         // In step with the engine, only an answer tells that a picture is complete.
         let in_step = self.console.is_virtual() && self.history.live().status != Status::Attaching;
@@ -378,6 +387,12 @@ where
                     }
                 }
                 Effect::Forward => self.history.forward(),
+                Effect::FarBack => {
+                    if !self.history.far_back() {
+                        self.state.notify(Severity::Info, "there is no earlier picture");
+                    }
+                }
+                Effect::FarForward => self.history.far_forward(),
                 Effect::Redraw => self.redraw(Ok(true)),
                 Effect::Suspend => {
                     let suspended = self.console.suspend();
@@ -390,15 +405,31 @@ where
 
     /// Sends a command without waiting; its answer becomes a notice. The engine has logged it.
     fn send(&mut self, command: Command, draft: Option<Box<Draft>>) {
-        let (answer, receiver) = bounded(1);
-        match self.engine.requests.try_send(Request { command, answer }) {
-            Ok(()) => self.pending.push(Pending { answer: receiver, draft, since: Instant::now() }),
-            Err(TrySendError::Full(_)) => {
-                self.state.notify(Severity::Warning, "the engine is busy and takes no more commands now; try again");
-            }
-            Err(TrySendError::Disconnected(_)) => {
-                let what = "the engine has ended and takes no commands; quit and start vmscope again";
-                self.state.notify(Severity::Error, what);
+        self.outbox.push_back((command, draft));
+        self.flush();
+    }
+
+    /// Hands the engine what waits, as far as it takes more.
+    fn flush(&mut self) {
+        while self.pending.len() < UNDER_WAY
+            && let Some((command, draft)) = self.outbox.pop_front()
+        {
+            let (answer, receiver) = bounded(1);
+            match self.engine.requests.try_send(Request { command, answer }) {
+                Ok(()) => self.pending.push(Pending { answer: receiver, draft, since: Instant::now() }),
+                Err(TrySendError::Full(request)) if !self.pending.is_empty() => {
+                    self.outbox.push_front((request.command, draft));
+                    return;
+                }
+                Err(TrySendError::Full(_)) => {
+                    self.state
+                        .notify(Severity::Warning, "the engine is busy and takes no more commands now; try again");
+                }
+                Err(TrySendError::Disconnected(_)) => {
+                    self.outbox.clear();
+                    let what = "the engine has ended and takes no commands; quit and start vmscope again";
+                    self.state.notify(Severity::Error, what);
+                }
             }
         }
     }

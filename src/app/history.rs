@@ -11,6 +11,9 @@ const KEPT: usize = 300;
 /// How far apart they are, in nanoseconds of the snapshot's clock.
 const APART_NS: u64 = 1_000_000_000;
 
+/// How far a big step goes, in nanoseconds of the snapshot's clock.
+const FAR_NS: u64 = 60_000_000_000;
+
 /// The pictures of a run.
 #[derive(Debug)]
 pub struct History {
@@ -82,6 +85,25 @@ impl History {
         found
     }
 
+    /// Goes a minute back, or to the first picture; answers whether there is an earlier one.
+    pub fn far_back(&mut self) -> bool {
+        let from = self.held.as_ref().unwrap_or(&self.live).taken_at_ns;
+        let wanted = from.saturating_sub(FAR_NS);
+        let earlier = self.kept.iter().filter(|kept| kept.taken_at_ns < from);
+        let found = earlier.min_by_key(|kept| (kept.taken_at_ns.abs_diff(wanted), kept.taken_at_ns)).map(Arc::clone);
+        let is_some = found.is_some();
+        self.held = found.or(self.held.take());
+        is_some
+    }
+
+    /// Goes a minute forward, in the end to the live pictures.
+    pub fn far_forward(&mut self) {
+        if let Some(held) = self.held.take() {
+            let wanted = held.taken_at_ns.saturating_add(FAR_NS);
+            self.held = self.kept.iter().find(|kept| kept.taken_at_ns >= wanted).map(Arc::clone);
+        }
+    }
+
     /// Goes to the picture after the shown one, in the end to the live ones.
     pub fn forward(&mut self) {
         if let Some(held) = self.held.take() {
@@ -128,6 +150,24 @@ mod tests {
             history.forward();
         }
         assert_eq!(history.shown().taken_at_ns, 400_000_000_000);
+    }
+
+    #[test]
+    fn big_steps_go_a_minute_and_stop_at_both_ends() {
+        let mut history = History::new(at(0));
+        for second in 1..=100 {
+            history.digest(at(second));
+        }
+        assert!(history.far_back());
+        assert_eq!(history.shown().taken_at_ns, 40_000_000_000);
+        assert!(history.far_back());
+        assert_eq!(history.shown().taken_at_ns, 1_000_000_000);
+        assert!(!history.far_back());
+        assert_eq!(history.shown().taken_at_ns, 1_000_000_000);
+        history.far_forward();
+        assert_eq!(history.shown().taken_at_ns, 61_000_000_000);
+        history.far_forward();
+        assert!(history.past().is_none());
     }
 
     #[test]

@@ -91,6 +91,17 @@ pub enum Command {
         /// A word of the user's own.
         tag: String,
     },
+    /// Set a breakpoint as it was before: one that was switched off only gets its row.
+    RestoreBreakpoint {
+        /// Where.
+        target: Target,
+        /// All address spaces or one process.
+        scope: Scope,
+        /// A word of the user's own.
+        tag: String,
+        /// Whether it goes into the guest.
+        enabled: bool,
+    },
     /// Remove a breakpoint from the guest and keep its row, or put it back.
     ToggleBreakpoint(BreakpointId),
     /// Remove a breakpoint and forget it.

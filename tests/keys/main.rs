@@ -15,8 +15,8 @@ use vmscope::{
     engine::{
         command::{Command, Subject, Target},
         snapshot::{
-            BreakpointId, BreakpointState, Capability, FaultId, Part, Scope, Snapshot, Status, TableId, Unavailable,
-            Va, VcpuId,
+            BreakpointId, BreakpointState, Capability, Fault, FaultId, Part, Scope, Snapshot, Status, TableId,
+            Unavailable, Va, VcpuId,
         },
     },
     ui::state::{Column, PaneId, Past, Popup, RowKey},
@@ -144,6 +144,51 @@ fn rows_are_acted_on_one_by_one_or_marked() {
         user.commands("a '0x9000' enter"),
         [Command::WatchAddress { target: place("0x9000"), tag: String::new() }]
     );
+}
+
+#[test]
+fn every_action_is_for_all_marked_rows() {
+    let fault = |id| Fault { id: FaultId(id), ..snapshot().faults[0].clone() };
+    let mut many = snapshot();
+    many.faults = Part::new((1..=3).map(fault).collect());
+    let mut user = User::with(many);
+    type Make = fn(FaultId) -> Command;
+    let keys: [(&str, Make); 4] = [
+        ("i", Command::InjectFault),
+        ("x", Command::SuppressFault),
+        ("r", Command::RetryFault),
+        ("c", Command::ClearFault),
+    ];
+    for (key, command) in keys {
+        assert_eq!(user.commands(&format!("4 V {key}")), [1, 2, 3].map(|id| command(FaultId(id))), "{key}");
+        assert_eq!(user.commands(&format!("home v * {key}")), [2, 3].map(|id| command(FaultId(id))), "{key}");
+    }
+    user.press("V");
+    assert_eq!(user.state.focused().marks.len(), 3);
+    user.press("V");
+    assert!(user.state.focused().marks.is_empty(), "all were marked");
+    assert_eq!(user.press("1 / 'exe' enter V y"), [Effect::Copy("648\t0\tlsass.exe\t\n900\t0\tcalc.exe\t".into())]);
+}
+
+#[test]
+fn a_deleted_breakpoint_comes_back_as_it_was() {
+    let mut set = snapshot();
+    let mut second = breakpoint(2, BreakpointState::Active);
+    (second.scope, second.tag) = (Scope::Process(648), "mine".into());
+    set.breakpoints = Part::new(vec![breakpoint(1, BreakpointState::Disabled), second]);
+    let mut user = User::with(set);
+    assert!(user.commands("2 u").is_empty());
+    assert!(user.notice().contains("no breakpoint was deleted"));
+    user.press("V d");
+    let back = |at: &str, scope, tag: &str, enabled| {
+        let target = self::place(at);
+        Command::RestoreBreakpoint { target, scope, tag: tag.into(), enabled }
+    };
+    let both = [back("0x1000", Scope::Global, "", false), back("0x2000@648", Scope::Process(648), "mine", true)];
+    user.press("home d");
+    assert_eq!(user.commands("u"), both[..1]);
+    assert_eq!(user.commands("u"), both, "the deletion before");
+    assert!(user.commands("u").is_empty());
 }
 
 #[test]

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     engine::{
-        command::{Command, Subject},
-        snapshot::{BreakpointState, Capability, Snapshot, Status, VcpuId},
+        command::{Command, Subject, Target},
+        snapshot::{Breakpoint, BreakpointState, Capability, Scope, Snapshot, Status, VcpuId},
     },
     ui::{
         layout, rows,
@@ -42,6 +42,10 @@ pub enum Effect {
     Back,
     /// Show a later picture.
     Forward,
+    /// Show the picture of a minute before.
+    FarBack,
+    /// Show the picture of a minute later.
+    FarForward,
     /// Draw every cell again.
     Redraw,
     /// Go to the shell for a while.
@@ -108,8 +112,10 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         }
         Action::Detail => detail(state, snapshot),
         Action::Close => popup::close(state),
-        Action::Toggle | Action::Delete => on_rows(state, action),
-        Action::InjectFault | Action::SuppressFault | Action::RetryFault | Action::ClearFault => on_rows(state, action),
+        Action::Toggle | Action::Delete => on_rows(state, snapshot, action),
+        Action::InjectFault | Action::SuppressFault | Action::RetryFault | Action::ClearFault => {
+            on_rows(state, snapshot, action)
+        }
         Action::Add => add(state, snapshot),
         Action::RequestPage => ask(state, snapshot, Purpose::Page),
         Action::Memory => ask(state, snapshot, Purpose::Memory),
@@ -126,6 +132,9 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
             Vec::new()
         }
         Action::Mark => mark(state, snapshot),
+        Action::MarkAll => mark_all(state, snapshot, false),
+        Action::InvertMarks => mark_all(state, snapshot, true),
+        Action::Undo => undo(state),
         Action::Sort => {
             let pane = state.focused();
             let chosen = rows::columns(pane.id).iter().position(|column| column.id == pane.sort.column).unwrap_or(0);
@@ -153,6 +162,8 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         Action::Freeze => vec![Effect::Freeze],
         Action::Back => vec![Effect::Back],
         Action::Forward => vec![Effect::Forward],
+        Action::FarBack => vec![Effect::FarBack],
+        Action::FarForward => vec![Effect::FarForward],
         Action::Refresh => vec![Effect::Send(Command::Refresh)],
         Action::Redraw => vec![Effect::Redraw],
         Action::Suspend => vec![Effect::Suspend],
@@ -200,16 +211,35 @@ fn step(state: &mut UiState, snapshot: &Snapshot, by: isize) -> Vec<Effect> {
 /// Moves the selection of a pane.
 fn step_in(state: &mut UiState, snapshot: &Snapshot, pane: PaneId, by: isize) {
     if pane == PaneId::Log {
-        // The lines scroll by pages only.
-        state.log.widget.transition(match (state.log.targets, by > 0) {
-            (true, true) => TuiWidgetEvent::DownKey,
-            (true, false) => TuiWidgetEvent::UpKey,
-            (false, true) => TuiWidgetEvent::NextPageKey,
-            (false, false) => TuiWidgetEvent::PrevPageKey,
-        });
+        if state.log.targets {
+            let event = if by > 0 { TuiWidgetEvent::DownKey } else { TuiWidgetEvent::UpKey };
+            state.log.widget.transition(event);
+        } else {
+            scroll_log(state, by > 0);
+        }
     } else {
         rows::move_by(snapshot, state.pane_mut(pane), by);
     }
+}
+
+/// Scrolls the lines of the log, which move by pages only. Back at the newest line they follow again.
+fn scroll_log(state: &mut UiState, forward: bool) {
+    let log = &mut state.log;
+    let event = match (forward, log.pages_back) {
+        (false, _) => {
+            log.pages_back += 1;
+            TuiWidgetEvent::PrevPageKey
+        }
+        (true, 0 | 1) => {
+            log.pages_back = 0;
+            TuiWidgetEvent::EscapeKey
+        }
+        (true, _) => {
+            log.pages_back -= 1;
+            TuiWidgetEvent::NextPageKey
+        }
+    };
+    log.widget.transition(event);
 }
 
 /// Shows more or less of the chosen target's lines; the targets are shown, so that one can be chosen.
@@ -235,6 +265,7 @@ fn edge(state: &mut UiState, snapshot: &Snapshot, last: bool) -> Vec<Effect> {
         *scroll = if last { usize::MAX } else { 0 };
     } else if state.focus == PaneId::Log {
         if last {
+            state.log.pages_back = 0;
             state.log.widget.transition(TuiWidgetEvent::EscapeKey);
         }
     } else if last {
@@ -245,7 +276,7 @@ fn edge(state: &mut UiState, snapshot: &Snapshot, last: bool) -> Vec<Effect> {
     Vec::new()
 }
 
-/// The rows that an action is for: the marked ones, else the selected one.
+/// The rows that an action is for, sorted: the marked ones, else the selected one.
 fn targets(state: &UiState) -> Vec<RowKey> {
     let pane = state.focused();
     if pane.marks.is_empty() { pane.selected.into_iter().collect() } else { pane.marks.iter().copied().collect() }
@@ -262,8 +293,63 @@ fn mark(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     Vec::new()
 }
 
-fn on_rows(state: &mut UiState, action: Action) -> Vec<Effect> {
+/// Marks every row that is shown, or takes all marks off when all have one; `invert` turns each mark round instead.
+fn mark_all(state: &mut UiState, snapshot: &Snapshot, invert: bool) -> Vec<Effect> {
+    let pane = state.focused_mut();
+    let shown: Vec<RowKey> = pane.rows.from(0).filter_map(|row| rows::key(snapshot, pane.id, row)).collect();
+    let all = shown.iter().all(|row| pane.marks.contains(row));
+    for row in shown {
+        let marked = pane.marks.remove(&row);
+        if if invert { !marked } else { !all } {
+            pane.marks.insert(row);
+        }
+    }
+    Vec::new()
+}
+
+/// How many deletions can be undone.
+const UNDONE: usize = 16;
+
+/// Remembers breakpoints that are about to be deleted; `rows` are sorted.
+fn remember(state: &mut UiState, snapshot: &Snapshot, rows: &[RowKey]) {
+    let restore = |breakpoint: &Breakpoint| {
+        let pid = match breakpoint.scope {
+            Scope::Global => None,
+            Scope::Process(pid) => Some(pid),
+        };
+        Command::RestoreBreakpoint {
+            target: Target { place: breakpoint.address.to_string(), pid },
+            scope: breakpoint.scope,
+            tag: breakpoint.tag.clone(),
+            enabled: matches!(breakpoint.state, BreakpointState::Active | BreakpointState::Pending),
+        }
+    };
+    // In the order of the list, not of the marks.
+    let deleted: Vec<Command> = snapshot
+        .breakpoints
+        .iter()
+        .filter(|breakpoint| rows.binary_search(&RowKey::Breakpoint(breakpoint.id)).is_ok())
+        .map(restore)
+        .collect();
+    if !deleted.is_empty() {
+        state.deleted.push(deleted);
+        let surplus = state.deleted.len().saturating_sub(UNDONE);
+        state.deleted.drain(..surplus);
+    }
+}
+
+fn undo(state: &mut UiState) -> Vec<Effect> {
+    match state.deleted.pop() {
+        Some(deleted) => deleted.into_iter().map(Effect::Send).collect(),
+        None => refuse(state, "undo: no breakpoint was deleted"),
+    }
+}
+
+fn on_rows(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<Effect> {
     let rows = targets(state);
+    if action == Action::Delete {
+        remember(state, snapshot, &rows);
+    }
     if rows.is_empty() {
         let what = state.focus.title().to_lowercase();
         state.notify(Severity::Info, format!("nothing is selected in the {what}"));

@@ -24,6 +24,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     pub(super) fn apply(&mut self, vmi: VmiSession<'_, D, Os>, command: Command) -> Answer {
         match command {
             Command::AddBreakpoint { target, scope, tag } => self.add_breakpoint(vmi, target, scope, tag),
+            Command::RestoreBreakpoint { target, scope, tag, enabled } => {
+                self.set_breakpoint(vmi, target, scope, tag, enabled)
+            }
             Command::ToggleBreakpoint(id) => self.toggle(vmi, id),
             Command::RemoveBreakpoint(id) => self.remove(vmi, id),
             Command::WatchAddress { target, tag } => self.add_watch(vmi, target, tag),
@@ -103,6 +106,17 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         scope: Scope,
         tag: String,
     ) -> Answer {
+        self.set_breakpoint(vmi, target, scope, tag, true)
+    }
+
+    fn set_breakpoint(
+        &mut self,
+        vmi: VmiSession<'_, D, Os>,
+        target: Target,
+        scope: Scope,
+        tag: String,
+        enabled: bool,
+    ) -> Answer {
         self.writable(&format!("breakpoint at {target}"))?;
         let scope = target.pid.map_or(scope, Scope::Process);
         let pid = match scope {
@@ -117,15 +131,17 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let id = BreakpointId(self.next_id());
         let mut row = BreakpointRow::new(id, Self::symbol(vmi, ctx.va), ctx, scope, tag);
         let name = row.name();
-        match self.arm(vmi, &mut row) {
-            Ok(()) => {}
-            Err(error) => return Err(format!("could not set a breakpoint at {name}: {error}")),
+        if enabled {
+            self.arm(vmi, &mut row).map_err(|error| format!("could not set a breakpoint at {name}: {error}"))?;
         }
         self.breakpoints.insert(id, row);
         self.sync_breakpoints();
         self.publisher.breakpoints_changed = true;
-        let pending = self.breakpoints.get(&id).is_some_and(|row| row.state == BreakpointState::Pending);
-        let state = if pending { "pending: its page is not mapped, it arms itself when it is" } else { "active" };
+        let state = match self.breakpoints.get(&id).map(|row| row.state) {
+            Some(BreakpointState::Pending) => "pending: its page is not mapped, it arms itself when it is",
+            Some(BreakpointState::Disabled) => "off",
+            _ => "active",
+        };
         Ok(Done::Breakpoint(id, format!("breakpoint at {name} is {state}")))
     }
 

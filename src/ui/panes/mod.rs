@@ -114,6 +114,9 @@ fn title(
     if pane.id == PaneId::Events && pane.follow && ui.past.is_none() && list.total() > 0 {
         states.push(("following".to_owned(), theme.muted));
     }
+    if pane.id == PaneId::Log && ui.log.pages_back > 0 {
+        states.push(("scrolled back".to_owned(), theme.tag));
+    }
     if pane.id == PaneId::Events && snapshot.counters.dropped > 0 {
         states.push((format!("{} dropped", super::format::short_count(snapshot.counters.dropped)), theme.pending));
     }

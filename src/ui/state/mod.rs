@@ -15,7 +15,7 @@ pub use self::{
     popup::{AddDialog, AddField, Candidate, Confirm, Popup, Purpose},
 };
 use super::layout::Grip;
-use crate::engine::snapshot::Status;
+use crate::engine::{command::Command, snapshot::Status};
 
 /// Everything the screen remembers.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct UiState {
     pub popups: Vec<Popup>,
     /// Sentences for the user, newest last; see [`UiState::notify`] and [`UiState::tick`].
     pub notices: Vec<Notice>,
+    /// Breakpoints that were deleted together, the last ones last: the commands that put them back.
+    pub deleted: Vec<Vec<Command>>,
     /// What the mouse is in the middle of.
     pub pointer: Pointer,
     /// Set while the picture is not the newest one.
@@ -66,6 +68,7 @@ impl Default for UiState {
             log: LogState::default(),
             popups: Vec::new(),
             notices: Vec::new(),
+            deleted: Vec::new(),
             pointer: Pointer::default(),
             past: None,
             footer: Vec::new(),
@@ -167,6 +170,8 @@ pub struct LogState {
     pub widget: TuiWidgetState,
     /// Whether the list of targets is shown beside the lines.
     pub targets: bool,
+    /// Pages that the lines are scrolled back; 0 while they follow the newest one.
+    pub pages_back: usize,
 }
 
 impl fmt::Debug for LogState {
