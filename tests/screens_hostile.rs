@@ -95,7 +95,7 @@ fn process_detail(word: &str, number: u64) -> Detail {
         credentials: vec![(word.to_owned(), word.to_owned())],
         threads: vec![ThreadInfo { name: word.to_owned(), state: word.to_owned(), ..ThreadInfo::default() }],
         regions: vec![region],
-        modules: vec![Module { base: Va(number), size: number, name: word.to_owned() }],
+        modules: vec![Module { base: Va(number), size: number, name: word.to_owned(), hidden: true }],
         handles: vec![(number, word.to_owned())],
         missing: vec![Va(number)],
         truncated: vec!["threads", "handles"],

@@ -13,7 +13,7 @@ use vmscope::engine::{
     event::VmiEventResponse,
     os::VmiOs,
     session::VmiProber,
-    snapshot::{Process, ProcessFlag},
+    snapshot::{Process, ProcessDetail, ProcessFlag},
 };
 
 use crate::Guest;
@@ -194,6 +194,22 @@ fn the_guest_patches_itself_and_finds_that_right() {
     assert_eq!(guest.driver().tamper_count(), 0);
 }
 
+fn detail(guest: &Guest, process: &Process) -> ProcessDetail {
+    let prober = VmiProber::new(&IndexSet::new());
+    guest.os.process_detail(guest.session(), process, &prober).expect("can be read")
+}
+
+/// A process by its name, in detail.
+fn detail_of(guest: &Guest, name: &str) -> ProcessDetail {
+    let process = processes(guest).into_iter().find(|process| process.name == name).expect("runs");
+    detail(guest, &process)
+}
+
+fn credential<'a>(detail: &'a ProcessDetail, name: &str) -> &'a str {
+    let found = detail.credentials.iter().find(|(known, _)| known == name);
+    found.map_or_else(|| panic!("no {name}: {:?}", detail.credentials), |(_, value)| value)
+}
+
 #[test]
 fn a_process_in_detail() {
     let guest = Guest::new(SimOptions::default());
@@ -201,25 +217,136 @@ fn a_process_in_detail() {
     let mut missing = 0;
     let mut complete = 0;
     for process in processes(&guest) {
-        let prober = VmiProber::new(&IndexSet::new());
-        let detail = guest.os.process_detail(guest.session(), &process, &prober).expect("can be read");
-        assert!(detail.truncated.is_empty());
+        let detail = detail(&guest, &process);
+        assert!(detail.truncated.is_empty() && detail.unavailable.is_empty(), "{detail:?}");
         assert_eq!(detail.threads.len() as u32, process.threads, "{}", process.name);
-        assert!(detail.unavailable.iter().any(|what| what.starts_with("handles: ")));
+        assert!(detail.threads.iter().all(|thread| !thread.hidden));
         if process.flags.contains(&ProcessFlag::Kernel) {
             assert!(matches!(process.name.as_str(), "System" | "Registry" | "MemCompression"), "{}", process.name);
+            assert_eq!(detail.command_line.as_deref(), Some(""), "it has none");
+            assert!(detail.missing.is_empty() && detail.regions.is_empty());
             continue;
         }
-        assert_eq!(detail.regions.len(), 6);
+        let wow64 = process.flags.contains(&ProcessFlag::Wow64);
+        assert_eq!(detail.regions.len(), if wow64 { 10 } else { 6 });
         assert!(detail.regions.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        let library = r"\Device\HarddiskVolume2\Windows\System32\ntdll.dll";
+        assert!(detail.regions.iter().any(|region| region.name == library && region.protection == "rwxcs"));
+        assert!(
+            detail.modules.iter().any(|module| module.name == "ntdll.dll"),
+            "the tree of regions has it in any case"
+        );
         missing += detail.missing.len();
         if detail.missing.is_empty() {
             complete += 1;
             assert!(detail.command_line.expect("there").contains(&process.name[..4]));
             assert_eq!(detail.modules[1].name, "ntdll.dll");
-            assert!(detail.regions.iter().any(|region| region.name == "ntdll.dll" && region.protection == "rwxcs"));
         }
     }
     assert!(missing > 0, "some pages are paged out");
     assert!(complete > 0, "some processes are all there");
+}
+
+#[test]
+fn the_kernels_modules_are_those_of_the_system_process() {
+    let guest = Guest::new(SimOptions::default());
+    let detail = detail_of(&guest, "System");
+    let names: Vec<&str> = detail.modules.iter().map(|module| module.name.as_str()).collect();
+    assert_eq!(names[..2], ["ntoskrnl.exe", "hal.dll"]);
+    assert!(names.contains(&"tcpip.sys"));
+    assert_eq!(detail.modules[0].base, VmiOs::<SimDriver>::kernel_image_base(&guest.os));
+    assert_eq!(detail.modules[0].size, 0x104_6000);
+    for module in &detail.modules {
+        assert_eq!(guest.core.read_u16((module.base, guest.kernel_root())).expect("mapped"), 0x5a4d, "{module:?}");
+    }
+}
+
+#[test]
+fn handles_lead_to_what_they_are() {
+    let guest = Guest::new(SimOptions::default());
+    let lsass = detail_of(&guest, "lsass.exe");
+    let text = |what: &str| {
+        let found = lsass.handles.iter().find(|(_, text)| text.starts_with(what));
+        found.map_or_else(|| panic!("no {what}: {:?}", lsass.handles), |(_, text)| text.as_str())
+    };
+    assert_eq!(lsass.handles[0], (4, r"Directory \KnownDlls".to_owned()));
+    assert_eq!(lsass.handles[1], (8, "Event".to_owned()));
+    assert_eq!(text("Key"), r"Key \REGISTRY\MACHINE\SYSTEM\ControlSet001\Control\Session Manager");
+    assert_eq!(text("File"), r"File \Device\HarddiskVolume2\Windows\System32");
+    assert_eq!(text("Section"), r"Section \BaseNamedObjects\__ComCatalogCache__");
+    let pid = lsass.process.pid;
+    let named = format!(r"Mutant \Sessions\1\BaseNamedObjects\SM0:{pid}:304:WilStaging_02");
+    assert_eq!(text("Mutant"), named);
+    assert_eq!(text("Process"), format!("Process {} wininit.exe", lsass.process.ppid));
+    assert_eq!(text("Thread"), format!("Thread {} of {pid}", lsass.threads[0].tid));
+    assert_eq!(text("Token"), "Token of S-1-5-18 SYSTEM");
+    let system = detail_of(&guest, "System");
+    assert!(system.handles.iter().any(|(_, text)| text == r"File \Device\HarddiskVolume2\pagefile.sys"));
+    // More than a page of entries: a level of pointers above them.
+    let explorer = detail_of(&guest, "explorer.exe");
+    let last = explorer.handles.last().expect("has some");
+    assert_eq!((last.0, last.1.as_str()), (299 * 4, "Event"));
+    assert!(explorer.handles.len() > 44);
+}
+
+#[test]
+fn a_file_that_a_program_opens_is_in_its_table_until_it_is_closed() {
+    let guest = Guest::new(SimOptions::default());
+    guest.hide_breakpoint("nt!NtReadFile");
+    let read = guest.symbol("nt!NtReadFile");
+    let mut hits = 0;
+    guest.run(Duration::from_secs(1), |event| {
+        if event.reason().as_software_breakpoint().is_some() && event.registers().gp.rip == read.0 {
+            let state = guest.session().with_registers(event.registers());
+            let current = guest.os.current_process(state).expect("readable").expect("running");
+            let handle = guest.os.function_argument(state, 0).expect("a register");
+            let process = Process { pid: current.pid, object: current.object, ..Process::default() };
+            let open =
+                detail(&guest, &process).handles.into_iter().filter(|(_, text)| text.contains("\\ProgramData\\"));
+            let open: Vec<_> = open.collect();
+            let [(number, text)] = open.as_slice() else { panic!("one, the others are closed: {open:?}") };
+            assert_eq!(*number, handle);
+            assert!(text.ends_with(&format!("state-{}.dat", current.pid)), "{text}");
+            hits += 1;
+        } else if event.reason().as_software_breakpoint().is_some() {
+            return VmiEventResponse::reinject_interrupt();
+        }
+        VmiEventResponse::fast_singlestep(guest.core.default_view())
+    });
+    assert!(hits > 50, "{hits} reads");
+}
+
+#[test]
+fn tokens_say_who_a_process_acts_as() {
+    let guest = Guest::new(SimOptions::default());
+    let system = detail_of(&guest, "lsass.exe");
+    assert_eq!(credential(&system, "user"), "S-1-5-18 SYSTEM");
+    assert_eq!((credential(&system, "session"), credential(&system, "integrity")), ("0", "system"));
+    assert_eq!(credential(&system, "elevation"), "full");
+    assert!(credential(&system, "privileges").contains("SeTcb, "));
+    assert!(credential(&system, "disabled").contains("SeLoadDriver"));
+    let person = detail_of(&guest, "notepad.exe");
+    assert_eq!(credential(&person, "user"), "S-1-5-21-3623811015-3361044348-30300820-1001");
+    assert_eq!((credential(&person, "session"), credential(&person, "integrity")), ("1", "medium"));
+    assert_eq!(credential(&person, "elevation"), "limited");
+    assert!(credential(&person, "groups").contains("S-1-5-32-544 Administrators (deny only)"));
+    assert_eq!(credential(&person, "privileges"), "SeChangeNotify");
+    let elevated = detail_of(&guest, "cmd.exe");
+    assert_eq!((credential(&elevated, "elevation"), credential(&elevated, "integrity")), ("full", "high"));
+    assert!(credential(&elevated, "privileges").starts_with("SeDebug"));
+}
+
+#[test]
+fn a_32_bit_process_has_modules_of_both_kinds() {
+    let guest = Guest::new(SimOptions::default());
+    let detail = detail_of(&guest, "OneDrive.exe");
+    assert!(detail.process.flags.contains(&ProcessFlag::Wow64));
+    let low: Vec<_> = detail.modules.iter().filter(|module| module.base.0 < 1 << 32).collect();
+    assert_eq!(low.len(), 2, "{:?}", detail.modules);
+    assert_eq!((low[0].name.as_str(), low[0].base, low[0].size), ("ntdll.dll", Va(0x77a0_0000), 0x1a_4000));
+    assert_eq!(low[1].name, "kernel32.dll");
+    let high = detail.modules.iter().filter(|module| module.base.0 >= 1 << 32).map(|module| module.name.as_str());
+    assert_eq!(high.collect::<BTreeSet<_>>(), BTreeSet::from(["OneDrive.exe", "ntdll.dll"]));
+    let library = r"\Device\HarddiskVolume2\Windows\SysWOW64\ntdll.dll";
+    assert!(detail.regions.iter().any(|region| region.name == library && region.start == Va(0x77a0_0000)));
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use indexmap::IndexSet;
+use proptest::{prelude::*, test_runner::TestRunner};
 use vmscope::engine::{
     addr::{Pa, Va, VcpuId},
     driver::{
         VmiQueryRegisters,
-        sim::{SimOptions, SimProcess},
+        sim::{SimDriver, SimOptions, SimProcess},
     },
     event::VmiEventResponse,
     os::{
@@ -15,7 +16,7 @@ use vmscope::engine::{
         windows::{Profile, WindowsOs},
     },
     session::{VmiCore, VmiProber},
-    snapshot::{ProcessDetail, ProcessFlag},
+    snapshot::{Process, ProcessDetail, ProcessFlag},
 };
 
 use crate::Guest;
@@ -24,6 +25,10 @@ const LINKS: u64 = 0x448;
 const NAME: u64 = 0x5a8;
 const THREADS: u64 = 0x5e0;
 const VAD_ROOT: u64 = 0x7d8;
+const TOKEN: u64 = 0x4b8;
+const OBJECT_TABLE: u64 = 0x570;
+/// Of a `_HANDLE_TABLE`.
+const TABLE_CODE: u64 = 8;
 
 fn guest() -> Guest {
     let guest = Guest::new(SimOptions::default());
@@ -50,6 +55,13 @@ fn process(guest: &Guest, name: &str) -> SimProcess {
 
 fn detail(guest: &Guest, pid: u32) -> ProcessDetail {
     let row = list(guest).processes.into_iter().find(|row| row.pid == pid).expect("listed");
+    guest.os.process_detail(guest.session(), &row, &VmiProber::new(&IndexSet::new())).expect("readable")
+}
+
+/// The same by the object: a hidden one may be on no list.
+fn detail_of(guest: &Guest, object: Va) -> ProcessDetail {
+    guest.core.flush_v2p_cache();
+    let row = Process { object, ..Process::default() };
     guest.os.process_detail(guest.session(), &row, &VmiProber::new(&IndexSet::new())).expect("readable")
 }
 
@@ -124,6 +136,200 @@ fn strings_and_modules_of_a_process_may_be_anything() {
         assert!(detail.modules.len() <= 1024);
         assert!(detail.command_line.is_none_or(|line| line.chars().count() <= 4097));
     }
+}
+
+/// The entries of the table of ids that name an object are cleared.
+fn forget_id(guest: &Guest, object: Va) {
+    let kernel = |va: u64| guest.core.read_u64((Va(va), guest.kernel_root())).expect("mapped");
+    let top = kernel(kernel(guest.symbol("nt!PspCidTable").0) + TABLE_CODE) & !3;
+    let pages = (0..512).map(|slot| kernel(top + slot * 8)).take_while(|&page| page != 0);
+    let entries = pages.flat_map(|page| (0..256).map(move |index| page + index * 16));
+    let named: Vec<u64> = entries.filter(|&at| (kernel(at) as i64 >> 16) as u64 & !0xf == object.0).collect();
+    assert_eq!(named.len(), 1);
+    write_u64(guest, Va(named[0]), 0);
+}
+
+fn unlink(guest: &Guest, links: Va) {
+    let at = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let (next, before) = (at(links), at(links + 8));
+    write_u64(guest, Va(before), next);
+    write_u64(guest, Va(next) + 8, before);
+}
+
+fn hidden(guest: &Guest) -> Vec<String> {
+    let hidden = list(guest).processes.into_iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden));
+    hidden.map(|process| process.name).collect()
+}
+
+#[test]
+fn a_process_that_left_list_and_ids_is_known_by_its_threads_and_by_its_cpu() {
+    let guest = guest();
+    assert_eq!(hidden(&guest), ["wdmaudhlp.exe"], "the guest's own rootkit");
+    let process = process(&guest, "explorer.exe");
+    unlink(&guest, process.object + LINKS);
+    assert_eq!(hidden(&guest), ["explorer.exe", "wdmaudhlp.exe"]);
+    forget_id(&guest, process.object);
+    assert_eq!(hidden(&guest), ["wdmaudhlp.exe", "explorer.exe"], "its threads have ids");
+    for thread in detail_of(&guest, process.object).threads {
+        forget_id(&guest, thread.object);
+    }
+    assert_eq!(hidden(&guest), ["wdmaudhlp.exe"], "nothing of it is anywhere");
+    guest.hide_breakpoint("nt!NtCreateFile");
+    let found = guest.run_until(|event| {
+        let runs = event.registers().root() == process.root;
+        (VmiEventResponse::fast_singlestep(guest.core.default_view()), runs.then(|| hidden(&guest)))
+    });
+    assert_eq!(found, ["wdmaudhlp.exe", "explorer.exe"], "while it runs");
+}
+
+#[test]
+fn a_thread_that_left_its_process_list_is_hidden() {
+    let guest = guest();
+    let detail = list(&guest).processes.into_iter().map(|row| detail(&guest, row.pid)).find(|d| d.threads.len() == 2);
+    let before = detail.expect("some process has two threads");
+    let victim = before.threads[1].clone();
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let (first, second) = (kernel(before.process.object + THREADS), kernel(before.process.object + THREADS + 8));
+    unlink(&guest, Va(second));
+    let threads = detail_of(&guest, before.process.object).threads;
+    assert_eq!((threads.len(), threads[0].object, threads[1].object), (2, before.threads[0].object, victim.object));
+    assert!(!threads[0].hidden && threads[1].hidden);
+    assert_ne!(first, second);
+    // An entry that names it under another id is none of its own.
+    forget_id(&guest, victim.object);
+    assert_eq!(detail_of(&guest, before.process.object).threads.len(), 1);
+}
+
+#[test]
+fn tables_of_handles_of_every_level_are_read_and_endless_ones_are_cut() {
+    let guest = guest();
+    let process = process(&guest, "lsass.exe");
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let table = Va(kernel(process.object + OBJECT_TABLE));
+    let page = kernel(table + TABLE_CODE);
+    let handles = || detail_of(&guest, process.object).handles;
+    let truncated = || detail_of(&guest, process.object).truncated.contains(&"handles");
+    let before = handles();
+    assert!(page & 3 == 0 && before.len() > 5 && !truncated());
+
+    // Three pages of the kernel's image that nothing uses hold the levels.
+    let base = VmiOs::<SimDriver>::kernel_image_base(&guest.os);
+    let free = |number: u64| base + 0x103_0000 + number * 0x1000;
+    let (top, middle, empty) = (free(0), free(1), free(2));
+    assert!([top, middle, empty].iter().all(|va| kernel(*va) == 0 && kernel(*va + 8) == 0));
+    write_u64(&guest, middle, empty.0);
+    write_u64(&guest, middle + 8, page);
+    write_u64(&guest, table + TABLE_CODE, middle.0 | 1);
+    let shifted: Vec<_> = before.iter().map(|(handle, text)| (handle + 1024, text.clone())).collect();
+    assert_eq!((handles(), truncated()), (shifted.clone(), false));
+    write_u64(&guest, top, middle.0);
+    write_u64(&guest, table + TABLE_CODE, top.0 | 2);
+    assert_eq!((handles(), truncated()), (shifted, false));
+
+    // Levels that lead to themselves, to user memory, to nothing; a kind of table that does not exist.
+    for (at, value) in [(top, top.0 | 2), (top, top.0), (middle, top.0), (middle, 0x1000), (middle, u64::MAX - 4095)] {
+        write_u64(&guest, at, value);
+        assert!(handles().len() <= 4096);
+        assert!(truncated(), "{at}: {value:#x}");
+    }
+    write_u64(&guest, table + TABLE_CODE, page | 3);
+    assert!(handles().is_empty() && truncated());
+    for code in [0, 1, 2, u64::MAX, 0xffff_8000_0000_0001] {
+        write_u64(&guest, table + TABLE_CODE, code);
+        assert!(handles().is_empty(), "{code:#x}");
+    }
+}
+
+#[test]
+fn headers_names_and_types_may_lead_anywhere() {
+    let guest = guest();
+    let process = process(&guest, "lsass.exe");
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let entry = Va(kernel(Va(kernel(process.object + OBJECT_TABLE)) + TABLE_CODE)) + 16;
+    let header = Va((kernel(entry) as i64 >> 16) as u64 & !0xf);
+    let first = || detail_of(&guest, process.object).handles.remove(0).1;
+    assert_eq!(first(), r"Directory \KnownDlls");
+    // A directory that lies in itself, a name without an end, a name in escape sequences.
+    write_u64(&guest, header - 0x40, (header + 0x30).0);
+    let text = first();
+    assert!(text.starts_with(r"Directory \KnownDlls") && text.chars().count() <= 1025, "{text}");
+    write(&guest, header - 0x38, &[0xff, 0xff, 0xff, 0xff]);
+    assert!(first().chars().count() <= 1025);
+    write_u64(&guest, header - 0x30, header.0);
+    assert!(first().chars().all(|c| !c.is_control()));
+    // Every type that an index can name.
+    for index in 0..=255u8 {
+        write(&guest, header + 0x18, &[index]);
+        assert!(first().chars().count() <= 1025);
+    }
+}
+
+#[test]
+fn tokens_without_an_end_are_cut() {
+    let guest = guest();
+    let process = process(&guest, "lsass.exe");
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let token = Va(kernel(process.object + TOKEN) & !0xf);
+    let groups = Va(kernel(token + 0x98));
+    let sid = Va(kernel(groups));
+    write(&guest, sid + 1, &[0xff]);
+    let user = detail_of(&guest, process.object).credentials.remove(0).1;
+    assert_eq!(user.matches('-').count(), 2 + 15, "{user}");
+    // As many groups as can be said: what lies behind the array are no ids.
+    write(&guest, token + 0x7c, &u32::MAX.to_le_bytes());
+    let detail = detail_of(&guest, process.object);
+    assert!(detail.credentials.is_empty() || detail.truncated.contains(&"credentials"));
+    for wild in [0, 7, 0x1000, u64::MAX, 0xffff_8000_0000_0000] {
+        write_u64(&guest, process.object + TOKEN, wild);
+        assert!(detail_of(&guest, process.object).credentials.is_empty(), "{wild:#x}");
+    }
+}
+
+/// Whatever is written over what the layer reads of a process, it answers, and within its bounds.
+#[test]
+fn damaged_objects_never_panic() {
+    let guest = guest();
+    let system = process(&guest, "System");
+    let victims = ["lsass.exe", "explorer.exe", "OneDrive.exe"].map(|name| process(&guest, name));
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let mut targets: Vec<(Va, u64)> = Vec::new();
+    for victim in &victims {
+        targets.push((victim.object - 0x80, 0x4000));
+        targets.push((Va(kernel(victim.object + OBJECT_TABLE)), 0x80));
+    }
+    targets.push((Va(kernel(guest.symbol("nt!PsLoadedModuleList"))), 0xa0));
+    targets.push((guest.symbol("nt!ObTypeIndexTable"), 0x800));
+    let mut runner = TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() });
+    let writes = (
+        0..targets.len(),
+        any::<prop::sample::Index>(),
+        prop_oneof![
+            any::<u64>(),
+            Just(0),
+            Just(u64::MAX),
+            (0..4u64).prop_map(move |n| (system.object - 0x80).0 + n * 8),
+        ],
+    );
+    let told = |object: Va| {
+        let row = Process { pid: 1, root: Some(victims[0].root), object, ..Process::default() };
+        guest.os.process_detail(guest.session(), &row, &VmiProber::new(&IndexSet::new()))
+    };
+    let outcome = runner.run(&writes, |(target, at, value)| {
+        let (from, bytes) = targets[target];
+        write_u64(&guest, from + (at.index(bytes as usize) as u64 & !7), value);
+        guest.core.flush_v2p_cache();
+        let list = guest.os.processes(guest.session()).expect("the head is as it was");
+        prop_assert!(list.processes.len() < 200);
+        for object in victims.iter().map(|victim| victim.object).chain([system.object]) {
+            let Ok(detail) = told(object) else { continue };
+            prop_assert!(detail.handles.len() <= 4096 && detail.threads.len() <= 4096 && detail.modules.len() <= 4096);
+            let handles = detail.handles.iter().map(|(_, text)| text);
+            let mut texts = handles.chain(detail.credentials.iter().map(|(_, text)| text));
+            prop_assert!(texts.all(|text| text.chars().all(|c| !c.is_control())));
+        }
+        Ok(())
+    });
+    outcome.expect("answers");
 }
 
 #[test]

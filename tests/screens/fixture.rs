@@ -286,7 +286,7 @@ pub fn details() -> Vec<(&'static str, Subject, Detail)> {
         protection: protection.to_owned(),
         name: name.to_owned(),
     };
-    let module = |base, size, name: &str| Module { base: Va(base), size, name: name.to_owned() };
+    let module = |base, size, name: &str| Module { base: Va(base), size, name: name.to_owned(), hidden: false };
     let process = ProcessDetail {
         process: lsass,
         command_line: Some(r"C:\Windows\system32\lsass.exe".to_owned()),
@@ -300,6 +300,7 @@ pub fn details() -> Vec<(&'static str, Subject, Detail)> {
                 name: if n == 0 { "main".to_owned() } else { String::new() },
                 state: if n == 3 { "running" } else { "waiting" }.to_owned(),
                 object: Va(0xffff_e001_0400_0080 + u64::from(n) * 0x700),
+                hidden: n == 8,
             })
             .collect(),
         regions: vec![

@@ -35,7 +35,7 @@ pub struct ProcessDetail {
     pub threads: Vec<ThreadInfo>,
     /// Memory regions in order of address.
     pub regions: Vec<Region>,
-    /// Mapped images.
+    /// Mapped images; of a process of the kernel's, the kernel's modules.
     pub modules: Vec<Module>,
     /// Open files or handles: number and what it is.
     pub handles: Vec<(u64, String)>,
@@ -58,6 +58,8 @@ pub struct ThreadInfo {
     pub state: String,
     /// Address of the kernel's structure.
     pub object: Va,
+    /// Whether it is missing from its process's own list: found by cross-view.
+    pub hidden: bool,
 }
 
 /// One memory region of a process.
@@ -82,6 +84,8 @@ pub struct Module {
     pub size: u64,
     /// Name, cleaned.
     pub name: String,
+    /// Whether it is missing from the kernel's own list: found by cross-view.
+    pub hidden: bool,
 }
 
 /// More of a breakpoint than its row.

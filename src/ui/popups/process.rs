@@ -43,12 +43,16 @@ fn identity(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     let Desk { snapshot, theme, .. } = desk;
     let process = &detail.process;
     let parent = snapshot.processes.iter().find(|other| other.pid == process.ppid);
-    let parent = parent.map_or_else(
-        || format!("{} (not in the list)", process.ppid),
-        |parent| format!("{} {}", parent.pid, parent.name),
-    );
+    let parent = match parent {
+        Some(parent) => format!("{} {}", parent.pid, parent.name),
+        None if process.ppid == 0 => "none".to_owned(),
+        None => format!("{} (not in the list)", process.ppid),
+    };
     sheet.field("parent", &parent, theme.symbol);
     match &detail.command_line {
+        Some(line) if line.is_empty() && process.flags.contains(&ProcessFlag::Kernel) => {
+            sheet.field("command line", "none: it runs in the kernel", theme.muted);
+        }
         Some(line) if line.is_empty() => sheet.field("command line", "(none)", theme.muted),
         Some(line) => sheet.field("command line", line, theme.symbol),
         None if !detail.missing.is_empty() => {
@@ -111,12 +115,14 @@ fn threads(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     }
     for thread in &detail.threads {
         let state = if thread.state == "running" { theme.active } else { theme.muted };
-        sheet.line(vec![
+        let mut line = vec![
             column_right(&thread.tid.to_string(), 7, theme.number),
             column(&thread.state, 10, state),
             column(&format::Address(thread.object.0).to_string(), 17, theme.address),
             Span::styled(thread.name.clone(), theme.symbol),
-        ]);
+        ];
+        line.extend(thread.hidden.then(|| Span::styled("  hidden", theme.hidden)));
+        sheet.line(line);
     }
 }
 
@@ -126,11 +132,13 @@ fn modules(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
         return;
     }
     for module in &detail.modules {
-        sheet.line(vec![
+        let mut line = vec![
             column_right(&format::Address(module.base.0).to_string(), 17, theme.address),
             column_right(&format::memory(module.size), 9, theme.muted),
             Span::styled(module.name.clone(), theme.symbol),
-        ]);
+        ];
+        line.extend(module.hidden.then(|| Span::styled("  hidden", theme.hidden)));
+        sheet.line(line);
     }
 }
 

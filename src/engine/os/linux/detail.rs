@@ -112,6 +112,7 @@ fn thread(task: &TaskRecord) -> ThreadInfo {
         name: task.name.clone(),
         state: state(task.state, task.exit_state).to_owned(),
         object: task.object,
+        hidden: false,
     }
 }
 

@@ -74,7 +74,12 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                         *is_image |= runs;
                     }
                     None => {
-                        let image = Module { base: Va(start), size: end.wrapping_sub(start), name: name.clone() };
+                        let image = Module {
+                            base: Va(start),
+                            size: end.wrapping_sub(start),
+                            name: name.clone(),
+                            hidden: false,
+                        };
                         images.push((file, image, runs));
                     }
                 }

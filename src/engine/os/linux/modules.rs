@@ -32,6 +32,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 base: self.pointer(object + layout.base)?,
                 size: u64::from(self.u32(object + layout.size)?),
                 name: clean(&name, LONGEST_NAME),
+                hidden: false,
             });
             next = self.pointer(next).unwrap_or(Va(0));
         }

@@ -1,22 +1,26 @@
 //! More of one process: what its own pages say (command line, modules: through the prober, they may be paged out) and
-//! what the kernel keeps (threads, address space).
+//! what the kernel keeps (threads, address space, handles, token).
 
-use super::WindowsOs;
+use std::collections::HashSet;
+
+use super::{
+    WindowsOs,
+    list::THREAD_OBJECT,
+    memory::{Memory, present},
+};
 use crate::engine::{
-    addr::{AccessContext, AddressContext, Va},
+    addr::Va,
     arch::amd64::Amd64,
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber},
-    snapshot::{Module, Process, ProcessDetail, Region, ThreadInfo, clean},
+    snapshot::{Module, Process, ProcessDetail, ThreadInfo},
 };
 
-/// Bounds of the walks: far beyond what real processes have.
+/// Threads that are read at most: far beyond what real processes have.
 const MOST_THREADS: usize = 4096;
-const MOST_REGIONS: usize = 1 << 14;
-const MOST_MODULES: usize = 1024;
-/// Characters of a string that are shown at most.
-const MOST_CHARACTERS: u64 = 4096;
+/// The process that the kernel's own threads belong to.
+const SYSTEM: u32 = 4;
 
 /// `_KTHREAD.State` (KTHREAD_STATE).
 const STATES: [&str; 9] = [
@@ -31,9 +35,6 @@ const STATES: [&str; 9] = [
     "gate-wait",
 ];
 
-/// `_MMVAD_FLAGS.Protection`, its lower three bits.
-const PROTECTIONS: [&str; 8] = ["---", "r--", "--x", "r-x", "rw-", "rwc", "rwx", "rwxc"];
-
 impl WindowsOs {
     pub(super) fn detail<Driver>(
         &self,
@@ -44,148 +45,134 @@ impl WindowsOs {
     where
         Driver: VmiRead<Architecture = Amd64>,
     {
+        let kernel = self.memory(core);
         let mut detail = ProcessDetail { process: process.clone(), ..ProcessDetail::default() };
-        detail.unavailable = vec![
-            "credentials: access tokens are not read on Windows yet".to_owned(),
-            "handles: handle tables are not read on Windows yet".to_owned(),
-        ];
-        prober.probe(|| self.threads(core, process, &mut detail))?;
-        let peb = prober.probe(|| core.read_va64(self.kernel(process.object + self.offsets.peb)))?.unwrap_or_default();
-        match process.root {
-            Some(root) if !peb.is_null() => {
-                let peb = AddressContext { va: peb, root };
-                detail.command_line = prober.probe(|| self.command_line(core, peb))?;
-                prober.probe(|| self.modules(core, peb, &mut detail))?;
-                prober.probe(|| self.regions(core, process, &mut detail))?;
+        prober.probe(|| kernel.threads(process, &mut detail))?;
+        let mut list = |read: Option<bool>, name: &'static str| {
+            if read.unwrap_or(true) {
+                detail.truncated.push(name);
             }
-            _ => detail.unavailable.push("command line, modules, regions: the process has no user mode".to_owned()),
+        };
+        let credentials = prober.probe(|| kernel.credentials(process.object))?;
+        list(credentials.as_ref().map(|(_, truncated)| *truncated), "credentials");
+        let handles = prober.probe(|| kernel.handles(process.object))?;
+        list(handles.as_ref().map(|(_, truncated)| *truncated), "handles");
+        detail.credentials = credentials.unwrap_or_default().0;
+        detail.handles = handles.unwrap_or_default().0;
+
+        let peb = prober.probe(|| kernel.pointer(process.object + self.offsets.peb))?.unwrap_or_default();
+        match process.root {
+            Some(root) if !peb.is_null() => kernel.user_half(kernel.of(root), peb, process, prober, &mut detail)?,
+            // What has no user mode has no command line, no regions and no modules: but for the kernel itself.
+            _ => {
+                detail.command_line = Some(String::new());
+                if process.pid == SYSTEM {
+                    let modules = prober.probe(|| kernel.kernel_modules())?;
+                    detail.truncated.extend(modules.as_ref().is_none_or(|(_, more)| *more).then_some("modules"));
+                    detail.modules = modules.unwrap_or_default().0;
+                }
+            }
         }
         detail.missing = prober.page_faults().iter().map(|missing| missing.va).collect();
         Ok(detail)
     }
+}
 
-    fn threads<Driver>(
+impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
+    /// The part of a process in its own memory, and the tree of its address ranges.
+    fn user_half(
         &self,
-        core: &VmiCore<Driver>,
+        user: Self,
+        peb: Va,
         process: &Process,
+        prober: &VmiProber,
         detail: &mut ProcessDetail,
-    ) -> Result<(), VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let o = &self.offsets;
+    ) -> Result<(), VmiError> {
+        let o = &self.os.offsets;
+        detail.command_line = prober.probe(|| user.command_line(peb))?;
+        let mut truncated = false;
+        let lists = [
+            prober.probe(|| user.process_modules(peb))?,
+            prober.probe(|| {
+                let wow64 = self.pointer(process.object + o.wow64)?;
+                let peb = if wow64.is_null() { Va(0) } else { self.pointer(wow64 + o.wow64_peb)? };
+                if peb.is_null() { Ok(Default::default()) } else { user.process_modules_32(peb) }
+            })?,
+        ];
+        for (modules, more) in lists.into_iter().flatten() {
+            truncated |= more;
+            add_modules(&mut detail.modules, modules);
+        }
+        if let Some(mappings) = prober.probe(|| self.mappings(process.object))? {
+            // What the loader's lists do not have, or cannot be asked for, the kernel's tree still has.
+            add_modules(&mut detail.modules, mappings.images);
+            detail.regions = mappings.regions;
+            detail.truncated.extend(mappings.truncated.then_some("regions"));
+        }
+        detail.truncated.extend(truncated.then_some("modules"));
+        Ok(())
+    }
+
+    /// The threads in the process's list, then those that only the table of ids knows.
+    fn threads(&self, process: &Process, detail: &mut ProcessDetail) -> Result<(), VmiError> {
+        let o = &self.os.offsets;
         let head = process.object + o.thread_list;
-        let mut link = core.read_va64(self.kernel(head))?;
+        let mut link = self.pointer(head)?;
+        let mut seen = HashSet::new();
+        let mut truncated = false;
         while link != head {
-            if detail.threads.len() >= MOST_THREADS {
-                detail.truncated.push("threads");
-                break;
-            }
             let object = link - o.thread_links;
-            let state = core.read_u8(self.kernel(object + o.thread_state))?;
-            let start = core.read_va64(self.kernel(object + o.start_address))?;
-            detail.threads.push(ThreadInfo {
-                tid: core.read_u64(self.kernel(object + o.cid + o.cid_thread))? as u32,
-                name: self.symbols.describe(start, 0).unwrap_or_else(|| format!("start {start}")),
-                state: STATES.get(usize::from(state)).copied().unwrap_or("unknown").to_owned(),
-                object,
-            });
-            link = core.read_va64(self.kernel(link))?;
-        }
-        Ok(())
-    }
-
-    fn command_line<Driver>(&self, core: &VmiCore<Driver>, peb: AddressContext) -> Result<String, VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let parameters = core.read_va64(at(peb, peb.va + self.offsets.parameters))?;
-        self.string(core, AddressContext { va: parameters + self.offsets.command_line, ..peb })
-    }
-
-    /// A `_UNICODE_STRING`, cleaned; no more than [`MOST_CHARACTERS`] of it.
-    fn string<Driver>(&self, core: &VmiCore<Driver>, string: AddressContext) -> Result<String, VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let characters = u64::from(core.read_u16(string)?) / 2;
-        let buffer = core.read_va64(at(string, string.va + self.offsets.string_buffer))?;
-        let mut bytes = vec![0; (characters.min(MOST_CHARACTERS) * 2) as usize];
-        core.read(at(string, buffer), &mut bytes)?;
-        let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
-        Ok(clean(&String::from_utf16_lossy(&units), MOST_CHARACTERS as usize))
-    }
-
-    fn modules<Driver>(
-        &self,
-        core: &VmiCore<Driver>,
-        peb: AddressContext,
-        detail: &mut ProcessDetail,
-    ) -> Result<(), VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let o = &self.offsets;
-        let ldr = core.read_va64(at(peb, peb.va + o.ldr))?;
-        let head = ldr + o.modules;
-        let mut link = core.read_va64(at(peb, head))?;
-        while link != head {
-            if detail.modules.len() >= MOST_MODULES {
-                detail.truncated.push("modules");
+            if detail.threads.len() >= MOST_THREADS || !seen.insert(object) {
+                truncated = true;
                 break;
             }
-            let entry = link - o.module_links;
-            detail.modules.push(Module {
-                base: core.read_va64(at(peb, entry + o.module_base))?,
-                size: u64::from(core.read_u32(at(peb, entry + o.module_size))?),
-                name: self.string(core, AddressContext { va: entry + o.module_name, ..peb })?,
-            });
-            link = core.read_va64(at(peb, link))?;
-        }
-        Ok(())
-    }
-
-    /// The tree of address ranges, in order.
-    fn regions<Driver>(
-        &self,
-        core: &VmiCore<Driver>,
-        process: &Process,
-        detail: &mut ProcessDetail,
-    ) -> Result<(), VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let o = &self.offsets;
-        let mut open = vec![core.read_va64(self.kernel(process.object + o.vad_root))?];
-        while let Some(node) = open.pop() {
-            if node.is_null() {
-                continue;
-            }
-            if detail.regions.len() >= MOST_REGIONS {
-                detail.truncated.push("regions");
+            let Some(thread) = present(self.thread(object))? else {
+                truncated = true;
                 break;
-            }
-            let number = |low: u64, high: u64| -> Result<u64, VmiError> {
-                let high = u64::from(core.read_u8(self.kernel(node + high))?);
-                Ok(high << 32 | u64::from(core.read_u32(self.kernel(node + low))?))
             };
-            let start = Va(number(o.vad_start, o.vad_start_high)? << 12);
-            let end = Va((number(o.vad_end, o.vad_end_high)? + 1) << 12);
-            let flags = core.read_u32(self.kernel(node + o.vad_flags))?;
-            let protection = PROTECTIONS.get((flags >> 7 & 7) as usize).copied().unwrap_or("---");
-            let image = flags >> 4 & 7 == 2;
-            let module = detail.modules.iter().find(|module| module.base == start).map(|module| module.name.clone());
-            let name = module.unwrap_or_else(|| if image { "image" } else { "" }.to_owned());
-            let private = if flags >> 20 & 1 != 0 { "p" } else { "s" };
-            detail.regions.push(Region { start, end, protection: format!("{protection}{private}"), name });
-            open.push(core.read_va64(self.kernel(node + o.vad_left))?);
-            open.push(core.read_va64(self.kernel(node + o.vad_right))?);
+            detail.threads.push(thread);
+            link = self.pointer(link)?;
         }
-        detail.regions.sort_by_key(|region| region.start);
+        // What a walk that was cut short did not come to is not hidden.
+        if truncated {
+            detail.truncated.push("threads");
+            return Ok(());
+        }
+        let Some(ids) = present(self.known_ids())? else { return Ok(()) };
+        let own = |&&(id, object): &&(u64, Va)| {
+            let read = |at: u64| present(self.u64(object + at)).ok().flatten();
+            // The id that it has itself tells the entry of a thread from one that was just given back.
+            read(o.thread_process) == Some(process.object.0) && read(o.cid + o.cid_thread) == Some(id)
+        };
+        for &(_, object) in ids.of(THREAD_OBJECT).iter().filter(own).filter(|(_, object)| !seen.contains(object)) {
+            if let Some(thread) = present(self.thread(object))?.filter(|thread| thread.state != "terminated") {
+                detail.threads.push(ThreadInfo { hidden: true, ..thread });
+            }
+        }
         Ok(())
+    }
+
+    fn thread(&self, object: Va) -> Result<ThreadInfo, VmiError> {
+        let o = &self.os.offsets;
+        let state = self.u8(object + o.thread_state)?;
+        let start = self.pointer(object + o.start_address)?;
+        Ok(ThreadInfo {
+            tid: self.u64(object + o.cid + o.cid_thread)? as u32,
+            name: self.os.symbols.describe(start, 0).unwrap_or_else(|| format!("start {start}")),
+            state: STATES.get(usize::from(state)).copied().unwrap_or("unknown").to_owned(),
+            object,
+            hidden: false,
+        })
+    }
+
+    fn command_line(&self, peb: Va) -> Result<String, VmiError> {
+        let parameters = self.pointer(peb + self.os.offsets.parameters)?;
+        self.string(parameters + self.os.offsets.command_line)
     }
 }
 
-fn at(space: AddressContext, va: Va) -> AccessContext {
-    AccessContext::Paging(AddressContext { va, ..space })
+/// Adds what is not there yet.
+fn add_modules(to: &mut Vec<Module>, more: Vec<Module>) {
+    let known: HashSet<Va> = to.iter().map(|module| module.base).collect();
+    to.extend(more.into_iter().filter(|module| !known.contains(&module.base)));
 }

@@ -1,9 +1,13 @@
-//! The processes: as the kernel lists them, and as its table of ids knows them. A process that only one of the two has
-//! hides, or is being hidden.
+//! The processes: as the kernel lists them, as its table of ids knows them and their threads, and as they run. A process
+//! that only one side has hides, or is being hidden. The guest may run while we look; so a difference counts only if it
+//! is still there when everything is read a second time.
 
 use std::collections::HashSet;
 
-use super::WindowsOs;
+use super::{
+    WindowsOs,
+    memory::{Memory, present},
+};
 use crate::engine::{
     addr::{Pa, Va},
     arch::amd64::Amd64,
@@ -16,11 +20,24 @@ use crate::engine::{
 
 /// More processes than a guest can have; a longer list is a lie.
 const MOST_PROCESSES: usize = 1 << 16;
-/// Pages of the id table that are read at most; more processes and threads than that have no room anywhere.
-const MOST_ID_PAGES: usize = 1 << 12;
+/// Ids that are looked at at most.
+const MOST_IDS: usize = 1 << 18;
+/// CPUs that are looked at at most.
+const MOST_CPUS: u64 = 256;
 
-/// KOBJECTS: the type of a process's dispatcher header.
+/// KOBJECTS: the type of a process's and of a thread's dispatcher header.
 const PROCESS_OBJECT: u8 = 3;
+pub(super) const THREAD_OBJECT: u8 = 6;
+
+/// What the table of ids knows: type, id and object.
+pub(super) struct Ids(Vec<(u8, (u64, Va))>);
+
+impl Ids {
+    /// Ids and objects of one type.
+    pub(super) fn of(&self, kind: u8) -> Vec<(u64, Va)> {
+        self.0.iter().filter(|&&(known, _)| known == kind).map(|&(_, entry)| entry).collect()
+    }
+}
 
 impl WindowsOs {
     /// The list, with the hidden ones at its end.
@@ -28,45 +45,54 @@ impl WindowsOs {
     where
         Driver: VmiRead<Architecture = Amd64>,
     {
+        let is_hidden = |process: &Process| process.flags.contains(&ProcessFlag::Hidden);
+        let memory = self.memory(core);
+        let (first, _) = memory.both_sides()?;
+        let suspects: HashSet<Va> = first.processes.iter().filter(|p| is_hidden(p)).map(|p| p.object).collect();
+        if suspects.is_empty() {
+            return Ok(first);
+        }
+        core.flush_gfn_cache();
+        core.flush_v2p_cache();
+        let (mut second, listed) = memory.both_sides()?;
+        second.processes.retain(|process| listed.contains(&process.object) || suspects.contains(&process.object));
+        for process in second.processes.iter_mut().filter(|process| !suspects.contains(&process.object)) {
+            process.flags.retain(|&flag| flag != ProcessFlag::Hidden);
+        }
+        Ok(second)
+    }
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
+    /// Everything, read once; and the objects that the kernel's own list has.
+    fn both_sides(&self) -> Result<(ProcessList, HashSet<Va>), VmiError> {
         let mut list = ProcessList::default();
         let mut seen = HashSet::new();
-        let mut link = core.read_va64(self.kernel(self.process_head))?;
-        while link != self.process_head {
-            let object = link - self.offsets.links;
+        let head = self.os.process_head;
+        let mut link = self.pointer(head)?;
+        while link != head {
+            let object = link - self.os.offsets.links;
             if link.0 >> 63 == 0 || seen.len() >= MOST_PROCESSES || !seen.insert(object) {
                 list.truncated = true;
                 break;
             }
-            list.processes.push(self.process(core, object)?);
-            match core.read_va64(self.kernel(link)) {
-                Ok(next) => link = next,
-                Err(error) if error.is_page_fault() => {
-                    list.truncated = true;
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
+            list.processes.push(self.process(object)?);
+            let Some(next) = present(self.pointer(link))? else {
+                list.truncated = true;
+                break;
+            };
+            link = next;
         }
-        match self.known_ids(core) {
-            Ok(ids) => self.compare(core, &mut list, &seen, &ids)?,
-            // Without the table there is only one view.
-            Err(error) if error.is_page_fault() => {}
-            Err(error) => return Err(error),
+        // Without the table there is only one view.
+        if let Some(ids) = present(self.known_ids())? {
+            self.compare(&mut list, &seen, &ids)?;
         }
-        Ok(list)
+        Ok((list, seen))
     }
 
-    fn compare<Driver>(
-        &self,
-        core: &VmiCore<Driver>,
-        list: &mut ProcessList,
-        listed: &HashSet<Va>,
-        ids: &[(u64, Va)],
-    ) -> Result<(), VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let known: HashSet<Va> = ids.iter().map(|&(_, object)| object).collect();
+    fn compare(&self, list: &mut ProcessList, listed: &HashSet<Va>, ids: &Ids) -> Result<(), VmiError> {
+        let processes = ids.of(PROCESS_OBJECT);
+        let mut known: HashSet<Va> = processes.iter().map(|&(_, object)| object).collect();
         for process in &mut list.processes {
             // One that ends has given its id back already.
             if !known.contains(&process.object) && !process.flags.contains(&ProcessFlag::Exiting) {
@@ -77,8 +103,19 @@ impl WindowsOs {
         if list.truncated {
             return Ok(());
         }
-        for &(id, object) in ids.iter().filter(|(_, object)| !listed.contains(object)) {
-            let mut process = self.process(core, object)?;
+        known.extend(listed);
+        let unlisted = processes.into_iter().filter(|(_, object)| !listed.contains(object));
+        // Whoever took a process out of both may have left its threads, and what runs cannot hide from its CPU.
+        let mut behind = Vec::new();
+        for object in ids.of(THREAD_OBJECT).into_iter().map(|(_, thread)| thread).chain(self.running()?) {
+            let process = present(self.pointer(object + self.os.offsets.thread_process))?.unwrap_or_default();
+            if !process.is_null() && known.insert(process) {
+                behind.push(process);
+            }
+        }
+        let behind = behind.into_iter().filter_map(|process| Some((self.id_of(process)?, process)));
+        for (id, object) in unlisted.chain(behind) {
+            let mut process = self.process(object)?;
             if u64::from(process.pid) == id && !process.flags.contains(&ProcessFlag::Exiting) {
                 process.flags.push(ProcessFlag::Hidden);
                 list.processes.push(process);
@@ -87,13 +124,31 @@ impl WindowsOs {
         Ok(())
     }
 
+    /// The id of what should be a process; `None` where it is none, and for the idle process, which has no place in any
+    /// list.
+    fn id_of(&self, object: Va) -> Option<u64> {
+        let o = &self.os.offsets;
+        let is_process = self.u8(object + o.object_type).is_ok_and(|kind| kind == PROCESS_OBJECT);
+        self.u64(object + o.pid).ok().filter(|&id| is_process && id != 0 && id >> 32 == 0)
+    }
+
+    /// The threads that the CPUs run.
+    fn running(&self) -> Result<Vec<Va>, VmiError> {
+        let mut threads = Vec::new();
+        for cpu in 0..MOST_CPUS {
+            let block = present(self.pointer(self.os.processors + cpu * 8))?.unwrap_or_default();
+            if block.0 >> 63 == 0 {
+                break;
+            }
+            threads.extend(present(self.pointer(block + self.os.offsets.current_thread))?);
+        }
+        Ok(threads)
+    }
+
     /// A process from its object; what lies on a missing page stays empty.
-    fn process<Driver>(&self, core: &VmiCore<Driver>, object: Va) -> Result<Process, VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let o = &self.offsets;
-        let word = |offset: u64| present(core.read_u64(self.kernel(object + offset)));
+    fn process(&self, object: Va) -> Result<Process, VmiError> {
+        let o = &self.os.offsets;
+        let word = |offset: u64| Ok::<_, VmiError>(present(self.u64(object + offset))?.unwrap_or_default());
         let pid = word(o.pid)? as u32;
         let root = word(o.directory_table_base)? & 0x000f_ffff_ffff_f000;
         let peb = word(o.peb)?;
@@ -105,71 +160,25 @@ impl WindowsOs {
         Ok(Process {
             pid,
             ppid: word(o.parent)? as u32,
-            name: present(self.name(core, object))?,
+            name: present(self.os.name(self.core, object))?.unwrap_or_default(),
             root: (root != 0).then_some(Pa(root)),
-            threads: present(core.read_u32(self.kernel(object + o.active_threads)))?,
-            start_ns: word(o.create_time)?.saturating_sub(self.boot_time).saturating_mul(100),
+            threads: present(self.u32(object + o.active_threads))?.unwrap_or_default(),
+            start_ns: word(o.create_time)?.saturating_sub(self.os.boot_time).saturating_mul(100),
             uid: None,
-            flags: flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect(),
+            flags: flags.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).collect(),
             object,
         })
     }
 
-    /// The processes that `PspCidTable` knows: id and object. Its lower bits say how many levels it has; a page holds 512
-    /// pointers, or 256 `_HANDLE_TABLE_ENTRY` with the object's address in the upper bits.
-    fn known_ids<Driver>(&self, core: &VmiCore<Driver>) -> Result<Vec<(u64, Va)>, VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let table = core.read_va64(self.kernel(self.cid_table))?;
-        let code = core.read_u64(self.kernel(table + self.offsets.table_code))?;
-        let mut pages = vec![Va(code & !3)];
-        for _ in 0..(code & 3).min(2) {
-            let mut below = Vec::new();
-            for page in pages {
-                // The page of a level is filled from the front.
-                for pointer in self.words(core, page)?.into_iter().take_while(|&pointer| pointer != 0) {
-                    if below.len() < MOST_ID_PAGES {
-                        below.push(Va(pointer));
-                    }
-                }
-            }
-            pages = below;
-        }
+    /// What `PspCidTable` knows: processes and threads, in order of id.
+    pub(super) fn known_ids(&self) -> Result<Ids, VmiError> {
+        let table = self.pointer(self.os.cid_table)?;
         let mut ids = Vec::new();
-        for (page, number) in pages.into_iter().zip(0u64..) {
-            let entries = match self.words(core, page) {
-                Ok(words) => words,
-                Err(error) if error.is_page_fault() => continue,
-                Err(error) => return Err(error),
-            };
-            for (pair, index) in entries.as_chunks::<2>().0.iter().zip(0u64..) {
-                let object = Va((pair[0] as i64 >> 16) as u64 & !0xf);
-                if pair[0] == 0 || object.0 >> 63 == 0 {
-                    continue;
-                }
-                if present(core.read_u8(self.kernel(object + self.offsets.object_type)))? == PROCESS_OBJECT {
-                    ids.push(((number * 256 + index) * 4, object));
-                }
+        for (id, object) in self.table(table, MOST_IDS)?.used {
+            if let Some(kind) = present(self.u8(object + self.os.offsets.object_type))? {
+                ids.push((kind, (id, object)));
             }
         }
-        Ok(ids)
-    }
-
-    fn words<Driver>(&self, core: &VmiCore<Driver>, page: Va) -> Result<Vec<u64>, VmiError>
-    where
-        Driver: VmiRead<Architecture = Amd64>,
-    {
-        let mut bytes = [0; 4096];
-        core.read(self.kernel(page), &mut bytes)?;
-        Ok(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
-    }
-}
-
-/// A value whose page may be missing.
-fn present<T: Default>(result: Result<T, VmiError>) -> Result<T, VmiError> {
-    match result {
-        Err(error) if error.is_page_fault() => Ok(T::default()),
-        other => other,
+        Ok(Ids(ids))
     }
 }

@@ -1,12 +1,20 @@
 //! Windows: what a 64-bit Windows kernel keeps in guest memory, read with the facts of a profile.
 //!
 //! `find` locates the kernel's image from the CPU; `list` walks `PsActiveProcessHead` and compares it with
-//! `PspCidTable`; `detail` reads threads, address space, modules and command line of one process. Everything is bounded:
-//! a list may be cyclic, a length absurd, a tree endless. Imports the session and below. Start at [`WindowsOs::detect`].
+//! `PspCidTable` (`table`) and the scheduler; `detail` puts together one process: its threads, `regions` (the VAD tree and
+//! the files behind it), `modules` (the loader's lists, 32-bit ones too), handles (`objects` says what they lead to),
+//! `token` (who it acts as). All of it reads through `memory`. Everything is bounded: a list may be cyclic, a length
+//! absurd, a tree endless. Imports the session and below. Start at [`WindowsOs::detect`].
 
 mod detail;
 mod find;
 mod list;
+mod memory;
+mod modules;
+mod objects;
+mod regions;
+mod table;
+mod token;
 
 use std::sync::Arc;
 
@@ -33,11 +41,20 @@ macro_rules! offsets {
         #[derive(Clone, Copy, Debug)]
         struct Offsets {
             $($name: u64,)*
+            /// Sizes: of what may lie between an object's name and its header, of that name, of a token's group.
+            creator_bytes: u64,
+            name_bytes: u64,
+            group_bytes: u64,
         }
 
         impl Offsets {
             fn new(profile: &Profile) -> Result<Self, VmiError> {
-                Ok(Self { $($name: profile.field($of, $field)?,)* })
+                Ok(Self {
+                    $($name: profile.field($of, $field)?,)*
+                    creator_bytes: profile.size("_OBJECT_HEADER_CREATOR_INFO")?,
+                    name_bytes: profile.size("_OBJECT_HEADER_NAME_INFO")?,
+                    group_bytes: profile.size("_SID_AND_ATTRIBUTES")?,
+                })
             }
         }
     };
@@ -75,7 +92,43 @@ offsets! {
     module_base: "_LDR_DATA_TABLE_ENTRY"."DllBase",
     module_size: "_LDR_DATA_TABLE_ENTRY"."SizeOfImage",
     module_name: "_LDR_DATA_TABLE_ENTRY"."BaseDllName",
+    token: "_EPROCESS"."Token",
+    object_table: "_EPROCESS"."ObjectTable",
+    thread_process: "_KTHREAD"."Process",
     table_code: "_HANDLE_TABLE"."TableCode",
+    header_type: "_OBJECT_HEADER"."TypeIndex",
+    header_mask: "_OBJECT_HEADER"."InfoMask",
+    header_body: "_OBJECT_HEADER"."Body",
+    name_directory: "_OBJECT_HEADER_NAME_INFO"."Directory",
+    name_name: "_OBJECT_HEADER_NAME_INFO"."Name",
+    type_name: "_OBJECT_TYPE"."Name",
+    file_device: "_FILE_OBJECT"."DeviceObject",
+    file_name: "_FILE_OBJECT"."FileName",
+    key_block: "_CM_KEY_BODY"."KeyControlBlock",
+    block_parent: "_CM_KEY_CONTROL_BLOCK"."ParentKcb",
+    block_name: "_CM_KEY_CONTROL_BLOCK"."NameBlock",
+    key_name_flags: "_CM_NAME_CONTROL_BLOCK"."Compressed",
+    key_name_length: "_CM_NAME_CONTROL_BLOCK"."NameLength",
+    key_name: "_CM_NAME_CONTROL_BLOCK"."Name",
+    token_privileges: "_TOKEN"."Privileges",
+    token_session: "_TOKEN"."SessionId",
+    token_group_count: "_TOKEN"."UserAndGroupCount",
+    token_groups: "_TOKEN"."UserAndGroups",
+    token_flags: "_TOKEN"."TokenFlags",
+    token_integrity: "_TOKEN"."IntegrityLevelIndex",
+    privileges_present: "_SEP_TOKEN_PRIVILEGES"."Present",
+    privileges_enabled: "_SEP_TOKEN_PRIVILEGES"."Enabled",
+    group_sid: "_SID_AND_ATTRIBUTES"."Sid",
+    group_attributes: "_SID_AND_ATTRIBUTES"."Attributes",
+    sid_revision: "_SID"."Revision",
+    sid_count: "_SID"."SubAuthorityCount",
+    sid_authority: "_SID"."IdentifierAuthority",
+    sid_parts: "_SID"."SubAuthority",
+    vad_subsection: "_MMVAD"."Subsection",
+    subsection_area: "_SUBSECTION"."ControlArea",
+    area_file: "_CONTROL_AREA"."FilePointer",
+    wow64_peb: "_EWOW64PROCESS"."Peb",
+    peb32_ldr: "_PEB32"."Ldr",
     vad_left: "_RTL_BALANCED_NODE"."Left",
     vad_right: "_RTL_BALANCED_NODE"."Right",
     vad_start: "_MMVAD_SHORT"."StartingVpn",
@@ -100,6 +153,12 @@ pub struct WindowsOs {
     symbols: Arc<SymbolTable>,
     process_head: Va,
     cid_table: Va,
+    /// `ObTypeIndexTable`, and the byte that the indexes in object headers are hidden with.
+    type_table: Va,
+    cookie: u8,
+    kernel_modules: Va,
+    /// `KiProcessorBlock`: the control block of each CPU.
+    processors: Va,
     boot_time: u64,
     refused_at: Option<Va>,
 }
@@ -144,6 +203,10 @@ impl WindowsOs {
             )),
             process_head: at("PsActiveProcessHead")?,
             cid_table: at("PspCidTable")?,
+            type_table: at("ObTypeIndexTable")?,
+            cookie: core.read_u8(here(at("ObHeaderCookie")?))?,
+            kernel_modules: at("PsLoadedModuleList")?,
+            processors: at("KiProcessorBlock")?,
             boot_time: core.read_u64(here(at("KeBootTime")?))?,
             refused_at: at("KiDispatchException").ok(),
             offsets,

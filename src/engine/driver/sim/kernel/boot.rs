@@ -4,12 +4,15 @@ use super::{
     Kernel,
     code::{Code, PATCHED, SERVICE_COUNT, SERVICES, own},
     facts::Facts,
+    namespace::{Namespace, POOL_PAGES},
     objects::{CidTable, Objects, PLACE, THREADS_AT},
     pager::Pager,
     process::Thread,
     schedule::{CLOCK_VECTOR, Scheduler},
     space::{Frames, KERNEL, NO_EXECUTE, Space, USER_READ},
-    user::{Habits, IMAGE_BYTES, Program, image_header, library_code, program_code},
+    user::{
+        Habits, IMAGE_BYTES, LIBRARY, MODULES32, Program, image_header, image_path, library_code, path32, program_code,
+    },
     worker::Worker,
 };
 use crate::engine::{
@@ -148,6 +151,8 @@ impl Kernel {
         memory.write(pa, &image_header(facts.image_size))?;
         let worker = Worker::new(memory, (base, pa), &written, facts.symbol(PATCHED)?);
 
+        let pool = frames.take_run(POOL_PAGES)?;
+        let names = Namespace::new((direct + pool, pool), random.below(256) as u8);
         let library = 0x7ffc_0000_0000 + (random.below(0x3000) << 16);
         let mut kernel = Self {
             base,
@@ -156,6 +161,7 @@ impl Kernel {
             frames,
             objects,
             cid,
+            names,
             programs: Vec::new(),
             library,
             processes: (0..places).map(|_| None).collect(),
@@ -168,8 +174,10 @@ impl Kernel {
             random,
             facts,
         };
+        kernel.names.furnish(memory, &kernel.facts, pa)?;
         kernel.load_programs(memory)?;
         kernel.write_data(memory, pa)?;
+        kernel.load_modules(memory, pa)?;
         kernel.start_system(memory, pa, vcpus)?;
         kernel.start_processes(memory, pa, count)?;
         let cpus = (0..vcpus).map(|id| kernel.vcpu(memory, pa, id, options.la57)).collect::<Result<_, _>>()?;
@@ -188,6 +196,10 @@ impl Kernel {
         let from = shared.entry(memory, &mut self.frames, self.library, PageTableLevel::Pdpt)?;
         let library_tables = memory.read_u64(from).unwrap_or(0);
 
+        self.names.image(memory, &self.facts, LIBRARY)?;
+        for (_, _, name) in MODULES32 {
+            self.names.image(memory, &self.facts, &path32(name))?;
+        }
         let all = FIRST.iter().chain(MORE).chain([&ROOTKIT]).map(|&(name, _)| name);
         for name in all.chain(SHORT_LIVED.iter().copied()) {
             if MINIMAL.contains(&name) || self.programs.iter().any(|program| program.name == name) {
@@ -195,6 +207,7 @@ impl Kernel {
             }
             let base = 0x7ff6_0000_0000 + (self.random.below(0x3000) << 16);
             let habits = habits(name);
+            self.names.image(memory, &self.facts, &image_path(name))?;
             let (bytes, bad) = program_code(base, self.library, &self.facts, habits)?;
             let (header, code) = (self.frames.take()?, self.frames.take()?);
             memory.write(header, &image_header(IMAGE_BYTES))?;
@@ -225,9 +238,6 @@ impl Kernel {
         let head = self.base + f.symbol("PsActiveProcessHead")?;
         memory.write_u64(at("PsActiveProcessHead")?, head);
         memory.write_u64(at("PsActiveProcessHead")? + 8, head);
-        let modules = self.base + f.symbol("PsLoadedModuleList")?;
-        memory.write_u64(at("PsLoadedModuleList")?, modules);
-        memory.write_u64(at("PsLoadedModuleList")? + 8, modules);
         memory.write_u64(at("PspCidTable")?, self.base + own::CID_TABLE);
         memory.write_u64(pa + own::CID_TABLE + f.table_code, (self.direct + self.cid.top) | 1);
 

@@ -4,26 +4,33 @@
 //! the kernel's model, which that code asks by VMCALL: `schedule` (which thread is next), `pager` (which page goes and
 //! comes), `process` (starts and exits), `objects` (their structures, the CID table), `worker` (the system thread:
 //! trimming, deletion, integrity check, self-patching), `boot` (memory as it is after booting), `user` (programs and
-//! their pages), `space` (frames, page tables). The structures are at the offsets of `facts`.
+//! their pages), `space` (frames, page tables), `namespace` (object types, names, files, keys), `handles`, `tokens`,
+//! `modules`. The structures are at the offsets of `facts`.
 //!
 //! Simplified against the real one: the CID table has one handle range for processes and threads and no locks; the
-//! kernel reaches page tables through a map of all RAM instead of the self-map; processes have at most two threads and
-//! no tokens, handles or sections.
+//! kernel reaches page tables through a map of all RAM instead of the self-map; processes have at most two threads; an
+//! object's counts of references stay as they were at first, and all handles of a process to its data file lead to one
+//! file object.
 
 mod boot;
 mod code;
 mod facts;
+mod handles;
+mod modules;
+mod namespace;
 mod objects;
 mod pager;
 mod process;
 mod schedule;
 mod space;
+mod tokens;
 mod user;
 mod worker;
 
 use self::{
     code::Call,
     facts::Facts,
+    namespace::Namespace,
     objects::{CidTable, Objects},
     pager::Pager,
     process::{Process, Thread},
@@ -48,6 +55,7 @@ pub(super) struct Kernel {
     frames: Frames,
     objects: Objects,
     cid: CidTable,
+    names: Namespace,
     programs: Vec<Program>,
     /// Where the system's library is loaded in every process.
     library: u64,
@@ -136,7 +144,8 @@ impl Kernel {
                 };
             }
             Call::Dispatch => answer.rax = self.dispatch(memory, vcpu, gp.rcx, gp.r8),
-            Call::Handle => answer.rdx = 0x80 + 4 * self.random.below(0x200),
+            Call::Handle => (answer.rdx, answer.rcx, answer.rax) = self.open_handle(memory, vcpu),
+            Call::Close => answer.rcx = self.close_handle(vcpu, gp.rcx),
             Call::Input => answer.rax = u64::from(self.input(memory, vcpu, now)),
             Call::Delay => self.delay(memory, vcpu, now),
             Call::Create => answer.rax = self.create_by_program(memory, vcpu, now),

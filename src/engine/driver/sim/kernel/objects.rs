@@ -6,7 +6,7 @@ use super::{
     Kernel,
     process::{Process, state},
     schedule::ThreadId,
-    user::{Habits, IMAGE_BYTES, page},
+    user::{Habits, IMAGE_BYTES, LIBRARY, MODULES32, image_path, page, path32},
 };
 use crate::engine::{driver::sim::memory::Memory, error::VmiError};
 
@@ -14,12 +14,39 @@ use crate::engine::{driver::sim::memory::Memory, error::VmiError};
 const PROCESS_OBJECT: u64 = 3;
 const THREAD_OBJECT: u64 = 6;
 
-/// Bytes of a process's place: its object, those of its threads, its VADs.
-pub(super) const PLACE: u64 = 0x2000;
+/// Bytes of a process's place: its object, those of its threads, its handles, its token, its VADs, small objects of its
+/// own. In front of each object is room for its header.
+pub(super) const PLACE: u64 = 0x4000;
 pub(super) const PROCESS_AT: u64 = 0x80;
 pub(super) const THREADS_AT: [u64; 2] = [0xb00, 0x1400];
-const VADS_AT: u64 = 0x1cc0;
 const WOW64_AT: u64 = 0x1fc0;
+/// A page of entries.
+pub(super) const HANDLES_AT: u64 = 0x2000;
+pub(super) const TOKEN_AT: u64 = 0x3030;
+const VADS_AT: u64 = 0x3680;
+/// Distance of two VADs: the longer form and a bit of room.
+const VAD: u64 = 0x90;
+
+/// Where the small objects of a process lie in its place.
+pub(super) struct Own {
+    pub(super) port: u64,
+    pub(super) table: u64,
+    pub(super) event: u64,
+    pub(super) mutant: u64,
+    pub(super) mutant_name: u64,
+    pub(super) file: u64,
+    pub(super) file_name: u64,
+}
+
+pub(super) const OWN: Own = Own {
+    port: 0x1d00,
+    table: 0x3600,
+    event: 0x3c70,
+    mutant: 0x3ce0,
+    mutant_name: 0x3e30,
+    file: 0x3d50,
+    file_name: 0x3ec0,
+};
 
 /// The places of process objects and kernel stacks: both contiguous, physically and virtually.
 #[derive(Debug)]
@@ -99,7 +126,13 @@ impl Kernel {
         Ok(())
     }
 
-    pub(super) fn write_process(&self, memory: &mut Memory, process: &Process, habits: Habits, now: u64) {
+    pub(super) fn write_process(
+        &mut self,
+        memory: &mut Memory,
+        process: &Process,
+        habits: Habits,
+        now: u64,
+    ) -> Result<(), VmiError> {
         let f = &self.facts;
         let pa = self.objects.physical(process.object);
         // The place may have been another's.
@@ -126,11 +159,18 @@ impl Kernel {
             memory.write_u64(pa + f.section_base, base);
         }
         if habits.wow64 {
-            memory.write_u64(pa + f.wow64, process.object - PROCESS_AT + WOW64_AT);
+            let wow64 = process.object - PROCESS_AT + WOW64_AT;
+            memory.write_u64(pa + f.wow64, wow64);
+            let at = self.objects.physical(wow64);
+            memory.write_u64(at + f.wow64_peb, process.region + page::PEB32 * 0x1000);
+            // IMAGE_FILE_MACHINE_I386.
+            let _ = memory.write(at + f.wow64_machine, &0x14c_u16.to_le_bytes());
         }
         let _ = memory.write(pa + f.active_threads, &(process.threads.len() as u32).to_le_bytes());
         self.write_threads(memory, process);
-        self.write_regions(memory, process);
+        self.write_regions(memory, process, habits);
+        self.write_token(memory, process);
+        self.write_handles(memory, process)
     }
 
     /// Writes the thread objects of a process once more, after a change.
@@ -172,30 +212,35 @@ impl Kernel {
         memory.write_u64(self.objects.physical(head) + 8, before);
     }
 
-    /// The tree of `_MMVAD_SHORT` under `_EPROCESS.VadRoot`.
-    fn write_regions(&self, memory: &mut Memory, process: &Process) {
-        if process.region == 0 {
-            return;
-        }
+    /// The tree under `_EPROCESS.VadRoot`: `_MMVAD_SHORT` for private memory, `_MMVAD` for images.
+    fn write_regions(&self, memory: &mut Memory, process: &Process, habits: Habits) {
+        let Some(program) = process.program.and_then(|program| self.programs.get(program)) else { return };
         // MM_READWRITE, MM_READONLY, MM_EXECUTE_WRITECOPY; VadImageMap.
         const PRIVATE: u64 = 4 << 7 | 1 << 20;
         const IMAGE: u64 = 7 << 7 | 2 << 4;
         let own = |first: u64, pages: u64| {
             let start = process.region / 0x1000 + first;
-            (start, start + pages - 1, PRIVATE)
+            (start, start + pages - 1, PRIVATE, 0)
         };
-        let image = |base: u64| (base / 0x1000, base / 0x1000 + IMAGE_BYTES / 0x1000 - 1, IMAGE);
-        let base = process.program.and_then(|program| self.programs.get(program)).map_or(0, |program| program.base);
-        let mut regions = [
+        let image = |base: u64, bytes: u64, path: &str| {
+            let section = self.names.find(&format!("section of {path}"));
+            (base / 0x1000, (base + bytes) / 0x1000 - 1, IMAGE, section)
+        };
+        let mut regions = vec![
             own(0, 2 * page::STACK),
             own(page::PEB, 2),
             own(page::PARAMETERS, 2),
             own(page::HEAP, page::HEAP_PAGES),
-            image(base),
-            image(self.library),
+            image(program.base, IMAGE_BYTES, &image_path(program.name)),
+            image(self.library, IMAGE_BYTES, LIBRARY),
         ];
+        if habits.wow64 {
+            regions.extend(MODULES32.iter().map(|&(base, bytes, name)| image(base, bytes, &path32(name))));
+            regions.push(own(page::PEB32, 1));
+            regions.push(own(page::MODULES32, 1));
+        }
         regions.sort_unstable();
-        let at = |index: usize| process.object - PROCESS_AT + VADS_AT + index as u64 * 0x40;
+        let at = |index: usize| process.object - PROCESS_AT + VADS_AT + index as u64 * VAD;
         let root = self.objects.physical(process.object) + self.facts.vad_root;
         // The middle of each half is the root of its subtree.
         let mut halves = vec![(0, regions.len(), root, 0)];
@@ -204,7 +249,7 @@ impl Kernel {
                 continue;
             }
             let middle = (from + to) / 2;
-            let Some(&(start, end, flags)) = regions.get(middle) else { continue };
+            let Some(&(start, end, flags, section)) = regions.get(middle) else { continue };
             let f = &self.facts;
             let pa = self.objects.physical(at(middle));
             memory.write_u64(link, at(middle));
@@ -214,6 +259,7 @@ impl Kernel {
             let _ = memory.write(pa + f.vad_start_high, &[(start >> 32) as u8]);
             let _ = memory.write(pa + f.vad_end_high, &[(end >> 32) as u8]);
             let _ = memory.write(pa + f.vad_flags, &(flags as u32).to_le_bytes());
+            memory.write_u64(pa + f.vad_subsection, section);
             halves.push((from, middle, pa + f.vad_left, at(middle)));
             halves.push((middle + 1, to, pa + f.vad_right, at(middle)));
         }

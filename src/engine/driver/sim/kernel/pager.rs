@@ -166,9 +166,13 @@ impl Kernel {
         let va = Va(process.region);
         memory.write_u64(top + PageTableLevel::Pdpt.index(va) * 8, middle | USER);
         memory.write_u64(middle + PageTableLevel::Pd.index(va) * 8, low | USER);
-        for number in pages() {
+        let wow64 = process.program.and_then(|program| self.programs.get(program)).is_some_and(|p| p.habits.wow64);
+        // Those of the 32-bit half are never trimmed.
+        let more = [page::PEB32, page::MODULES32].into_iter().filter(|_| wow64);
+        for number in pages().chain(more) {
             let described = matches!(number, page::PARAMETERS | page::MODULES) && self.random.below(10) < 6;
-            let needed = is_hot(number) || matches!(number, page::PEB | page::TEB) || described;
+            let always = matches!(number, page::PEB | page::TEB | page::PEB32 | page::MODULES32);
+            let needed = is_hot(number) || always || described;
             let entry = if needed {
                 let frame = self.frames.take()?;
                 memory.write(frame, &self.contents(process, number))?;

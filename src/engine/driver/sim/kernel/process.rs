@@ -99,7 +99,11 @@ impl Kernel {
         self.objects.serial += 1;
         let space = Space { root, levels: self.system.levels };
         let program_info = program.and_then(|program| self.programs.get(program)).cloned();
-        let region = program_info.as_ref().map_or(0, |_| 0x10_0000_0000 + (self.random.below(0x3_0000) << 21));
+        // A 32-bit process has all of its own memory below 2 GiB.
+        let region = program_info.as_ref().map_or(0, |program| match program.habits.wow64 {
+            true => 0x1000_0000 + (self.random.below(0x300) << 21),
+            false => 0x10_0000_0000 + (self.random.below(0x3_0000) << 21),
+        });
         let mut process = Process {
             pid,
             ppid,
@@ -147,7 +151,7 @@ impl Kernel {
             }
         }
         let habits = program_info.as_ref().map(|program| program.habits).unwrap_or_default();
-        self.write_process(memory, &process, habits, now);
+        self.write_process(memory, &process, habits, now)?;
         let made = process.clone();
         if let Some(slot) = self.processes.get_mut(place) {
             *slot = Some(process);

@@ -6,6 +6,8 @@ use iced_x86::code_asm::*;
 use super::{
     code::{SERVICES, assemble},
     facts::Facts,
+    handles::state_file,
+    namespace::utf16,
 };
 use crate::engine::{driver::sim::memory::Frame, error::VmiError};
 
@@ -17,10 +19,14 @@ pub(super) mod page {
     pub(in super::super) const PEB: u64 = 0x10;
     /// Thread environment blocks.
     pub(in super::super) const TEB: u64 = 0x11;
+    /// Process environment block of a 32-bit process, as its own code sees it.
+    pub(in super::super) const PEB32: u64 = 0x12;
     /// Process parameters: command line, image path.
     pub(in super::super) const PARAMETERS: u64 = 0x20;
     /// The loader's list of modules.
     pub(in super::super) const MODULES: u64 = 0x21;
+    /// The 32-bit loader's list of modules.
+    pub(in super::super) const MODULES32: u64 = 0x22;
     /// The heap.
     pub(in super::super) const HEAP: u64 = 0x40;
     /// Pages of the heap; a power of two.
@@ -59,6 +65,24 @@ pub(super) struct Program {
 
 /// Size of a program's and the library's image in bytes.
 pub(super) const IMAGE_BYTES: u64 = 0x2000;
+
+/// The system's library as a file object names it.
+pub(super) const LIBRARY: &str = "\\Windows\\System32\\ntdll.dll";
+
+/// What a 32-bit process has besides: base, size, name. Nothing of them is in memory.
+pub(super) const MODULES32: [(u64, u64, &str); 2] =
+    [(0x77a0_0000, 0x1a_4000, "ntdll.dll"), (0x7650_0000, 0xf_0000, "kernel32.dll")];
+
+/// A 32-bit module's file.
+pub(super) fn path32(name: &str) -> String {
+    format!("\\Windows\\SysWOW64\\{name}")
+}
+
+/// A program's file.
+pub(super) fn image_path(name: &str) -> String {
+    let folder = if name == "explorer.exe" { "\\Windows" } else { "\\Windows\\System32" };
+    format!("{folder}\\{name}")
+}
 
 /// An address that no process ever has.
 pub(super) const NOWHERE: u64 = 0x7777_0000;
@@ -248,7 +272,9 @@ impl Contents<'_> {
             page::PEB => self.environment(&mut page),
             page::TEB => self.thread(&mut page),
             page::PARAMETERS => self.parameters(&mut page),
+            page::PEB32 => put(&mut page, self.facts.peb32_ldr as usize, &self.low(page::MODULES32)),
             page::MODULES => self.modules(&mut page),
+            page::MODULES32 => self.modules32(&mut page),
             page::HEAP => self.heap(&mut page),
             _ => {}
         }
@@ -320,8 +346,34 @@ impl Contents<'_> {
         put_u64(page, f.ldr_modules + 8, before);
     }
 
+    /// An address of a 32-bit process, as it keeps it.
+    fn low(&self, number: u64) -> [u8; 4] {
+        (self.at(number) as u32).to_le_bytes()
+    }
+
+    /// The same list with pointers of four bytes (`PEB_LDR_DATA32`, `LDR_DATA_TABLE_ENTRY32`).
+    fn modules32(&self, page: &mut Frame) {
+        const LIST: usize = 0xc;
+        let here = self.at(page::MODULES32) as u32;
+        let mut before = LIST;
+        for (&(base, bytes, name), at) in MODULES32.iter().zip((0x100..).step_by(0x200)) {
+            let text: Vec<u8> = utf16(name);
+            put(page, before, &(here + at as u32).to_le_bytes());
+            put(page, at + 4, &(here + before as u32).to_le_bytes());
+            put(page, at + 0x18, &(base as u32).to_le_bytes());
+            put(page, at + 0x20, &(bytes as u32).to_le_bytes());
+            let length = text.len() as u32;
+            put(page, at + 0x2c, &(length | (length + 2) << 16).to_le_bytes());
+            put(page, at + 0x30, &(here + at as u32 + 0x80).to_le_bytes());
+            put(page, at + 0x80, &text);
+            before = at;
+        }
+        put(page, before, &(here + LIST as u32).to_le_bytes());
+        put(page, LIST + 4, &(here + before as u32).to_le_bytes());
+    }
+
     fn heap(&self, page: &mut Frame) {
-        let file = format!("\\??\\C:\\ProgramData\\{}\\state-{}.dat", self.name.trim_end_matches(".exe"), self.pid);
+        let file = format!("\\??\\C:{}", state_file(self.name, self.pid));
         // _OBJECT_ATTRIBUTES at 0x100, its name at 0x140.
         put_u64(page, 0x100, 0x30);
         put_u64(page, 0x100 + self.facts.object_name, self.at(page::HEAP) + 0x140);
@@ -332,7 +384,7 @@ impl Contents<'_> {
 
     /// A `_UNICODE_STRING` and, on the same page, its text.
     fn string(&self, page: &mut Frame, number: u64, at: u64, text_at: u64, text: &str) {
-        let bytes: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let bytes = utf16(text);
         let length = bytes.len() as u64;
         put_u64(page, at, length | (length + 2) << 16);
         put_u64(page, at + self.facts.string_buffer, self.at(number) + text_at);

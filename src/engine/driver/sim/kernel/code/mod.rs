@@ -26,7 +26,7 @@ pub(super) enum Call {
     Fault,
     /// RCX exception record, R8 trap frame. RAX: where to go on.
     Dispatch,
-    /// RDX: a new handle.
+    /// RDX: a new handle, RCX: where its entry is (0: there is no room), RAX: what to store there.
     Handle,
     /// RAX: whether the request has to be waited for.
     Input,
@@ -50,6 +50,8 @@ pub(super) enum Call {
     Patched,
     /// Nothing can go on.
     BugCheck,
+    /// RCX: a handle. RCX: where its entry is, or 0.
+    Close,
 }
 
 impl Call {
@@ -73,6 +75,7 @@ impl Call {
             C::Patch,
             C::Patched,
             C::BugCheck,
+            C::Close,
         ]
         .into_iter()
         .find(|call| *call as u64 == number)

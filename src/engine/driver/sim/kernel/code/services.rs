@@ -64,8 +64,15 @@ impl Code<'_> {
             a.jnz(each)?;
             a.ret()
         })?;
+        // The rights are FILE_GENERIC_READ.
         self.put("ObpCreateHandle", |a| {
+            let mut full = a.create_label();
             call_model(a, Call::Handle)?;
+            a.test(rcx, rcx)?;
+            a.jz(full)?;
+            a.mov(qword_ptr(rcx + 8), 0x12_0089)?;
+            a.mov(qword_ptr(rcx), rax)?;
+            a.set_label(&mut full)?;
             a.ret()
         })?;
         let reference = self.at("ObReferenceObjectByHandle")?;
@@ -109,8 +116,12 @@ impl Code<'_> {
             a.ret()
         })?;
         self.put("ObCloseHandle", |a| {
-            a.mov(rax, rcx)?;
-            a.shr(rax, 2)?;
+            let mut unknown = a.create_label();
+            call_model(a, Call::Close)?;
+            a.test(rcx, rcx)?;
+            a.jz(unknown)?;
+            a.mov(qword_ptr(rcx), 0)?;
+            a.set_label(&mut unknown)?;
             a.ret()
         })
     }
