@@ -9,11 +9,13 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -182,6 +184,69 @@ static void work_threads(long count) {
     hold();
 }
 
+static atomic_ulong rounds, errors;
+
+static void ignore_alarm(int signal) { (void)signal; }
+
+// Fills registers of every kind with values of its own, waits, and says whether they are still there.
+static int registers_hold(unsigned long seed) {
+    unsigned long wrong, integer = seed & 0xffff, back = 0;
+    asm volatile("mov %[s], %%r8; lea 1(%[s]), %%r9; lea 2(%[s]), %%r10; lea 3(%[s]), %%r11;"
+                 "lea 4(%[s]), %%r12; lea 5(%[s]), %%r13; lea 6(%[s]), %%r14; lea 7(%[s]), %%r15;"
+                 "movq %[s], %%xmm0; movq %%r9, %%xmm15; fildq %[integer]; mov $20000, %%rcx; stc;"
+                 // Counts down and waits without touching the carry flag.
+                 "1: lea -1(%%rcx), %%rcx; jrcxz 2f; jmp 1b; 2: setnc %%al; movzbl %%al, %%eax;"
+                 "fistpq %[back]; sub %[s], %%r8; or %%r8, %%rax;"
+                 "movq %%xmm15, %%r8; xor %%r9, %%r8; or %%r8, %%rax; movq %%xmm0, %%r8; xor %[s], %%r8; or %%r8, %%rax;"
+                 "sub %[s], %%r9; xor $1, %%r9; or %%r9, %%rax; sub %[s], %%r10; xor $2, %%r10; or %%r10, %%rax;"
+                 "sub %[s], %%r11; xor $3, %%r11; or %%r11, %%rax; sub %[s], %%r12; xor $4, %%r12; or %%r12, %%rax;"
+                 "sub %[s], %%r13; xor $5, %%r13; or %%r13, %%rax; sub %[s], %%r14; xor $6, %%r14; or %%r14, %%rax;"
+                 "sub %[s], %%r15; xor $7, %%r15; or %%r15, %%rax;"
+                 : "=&a"(wrong), [back] "=m"(back)
+                 : [s] "D"(seed), [integer] "m"(integer)
+                 : "rcx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm15", "cc", "memory");
+    return wrong == 0 && back == integer;
+}
+
+static void *hold_registers(void *seed) {
+    for (unsigned long i = (unsigned long)seed;; i++) {
+        if (!registers_hold(i * 0x9e3779b97f4a7c15)) errors++;
+        rounds++;
+    }
+    return NULL;
+}
+
+// N threads that watch their own registers, and pages that this process never touches: at MAP_ADDRESS anonymous ones,
+// the second without any permission; a megabyte behind that a page of this program's file, and another megabyte behind
+// that one beyond the file's end. Signals come all the time.
+// For each line read, after a while, the number of threads that lost a register; `touch` reads the pages as well.
+static void work_missing(long count) {
+    long page = sysconf(_SC_PAGESIZE);
+    char *at = mmap(MAP_ADDRESS, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    int fd = open("/proc/self/exe", O_RDONLY);
+    char *file = mmap(at + (1 << 20), page, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, fd, 0);
+    char *beyond = mmap(file + (1 << 20), page, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, fd, 1 << 30);
+    if (at != MAP_ADDRESS || file == MAP_FAILED || beyond == MAP_FAILED || mprotect(at + page, page, PROT_NONE)) fail("missing");
+    signal(SIGALRM, ignore_alarm);
+    struct itimerval often = {{0, 3000}, {0, 3000}};
+    setitimer(ITIMER_REAL, &often, NULL);
+    for (long i = 0; i < count; i++) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, hold_registers, (void *)i)) fail("thread");
+    }
+    printf("ready %d\n", getpid());
+    fflush(stdout);
+    char line[64];
+    while (read_command(line, sizeof line) && strcmp(line, "exit")) {
+        unsigned long before = rounds;
+        while (rounds < before + 100) usleep(1000);
+        printf("errors %lu", errors);
+        if (!strcmp(line, "touch")) printf(" page %d file %d", at[0], !memcmp(file, "\177ELF", 4));
+        puts("");
+        fflush(stdout);
+    }
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     long count = argc > 2 ? atol(argv[2]) : 0;
@@ -193,8 +258,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "churn")) work_churn(count);
     else if (!strcmp(what, "hostile-name")) work_hostile_name();
     else if (!strcmp(what, "threads")) work_threads(count);
+    else if (!strcmp(what, "missing")) work_missing(count);
     else {
-        fputs("usage: work open N | map | mm N | cpu N | sleepers N | churn [N] | hostile-name | threads N\n", stderr);
+        fputs("usage: work open N | map | mm N | cpu N | sleepers N | churn [N] | hostile-name | threads N | missing N\n", stderr);
         return 2;
     }
     return 0;

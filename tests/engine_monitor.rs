@@ -190,6 +190,10 @@ fn a_missing_page_is_brought_in_and_an_impossible_one_is_given_up() {
     // Nothing is ever mapped there: the guest's own exception dispatcher says so, once.
     let answer = demo.ask(Command::RequestPage { target: Target::parse(&format!("0x10000@{pid}")).expect("a place") });
     let Ok(Done::Fault(id, _)) = answer else { panic!("{answer:?}") };
+    let asked = demo.advance(5000);
+    let row = asked.faults.iter().find(|fault| fault.id == id).expect("a row");
+    assert_eq!((row.state, row.attempts), (FaultState::Pending, 0), "nothing is injected unasked");
+    demo.ask(Command::InjectFault(id)).expect("an injection");
     let state = |s: &Snapshot| s.faults.iter().find(|fault| fault.id == id).map(|fault| (fault.state, fault.attempts));
     let refused = demo.until("the refusal", |s| state(s).is_some_and(|(state, _)| state == FaultState::Suppressed));
     let (_, attempts) = state(&refused).expect("the row");

@@ -170,7 +170,7 @@ impl Entry {
 pub const ACTIONS: &[Entry] = &[
     entry(Action::Toggle, "toggle", &["space"], "toggle", "Take the breakpoint out of the guest and keep its row, or put it back", &[BREAKPOINTS])
         .needs(Capability::Breakpoints).changes_guest().in_footer(),
-    entry(Action::InjectFault, "inject-fault", &["i"], "inject", "Inject the page fault, so that the guest brings the page in", &[FAULTS])
+    entry(Action::InjectFault, "inject-fault", &["i"], "inject", "Inject a page fault into the process, so that the guest's kernel brings the page in", &[FAULTS])
         .needs(Capability::FaultInjection).changes_guest().in_footer(),
     entry(Action::SuppressFault, "suppress-fault", &["x"], "suppress", "Never ask for this page again", &[FAULTS]).in_footer(),
     entry(Action::RetryFault, "retry-fault", &["r"], "retry", "Ask once more for a page that was suppressed", &[FAULTS]).in_footer(),

@@ -27,7 +27,7 @@ use super::{
     },
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
-    faults::{InjectFaults, WaitForGuest},
+    faults::InjectFaults,
     monitor::{Channels, Monitor, MonitorOptions, Platform, second_level},
     os::{VmiOs, linux::LinuxOs, windows::WindowsOs},
     profile::Profile,
@@ -68,6 +68,7 @@ pub struct DemoOptions {
 impl Platform for SimDriver {
     const KIND: &'static str = "demo";
     const TABLE_POLL: Option<Duration> = None;
+    const REPORTS_SWITCHES: bool = true;
     const VCPU_POLL: Duration = Duration::from_millis(33);
     type Tap = BreakpointController<Self>;
     type Guard = WriteProtect;
@@ -100,10 +101,11 @@ impl Platform for QemuDriver {
     const KIND: &'static str = "qemu";
     /// Memory is mapped or read from the process: a poll stops nothing, a watchpoint would stop the guest for 10 ms.
     const TABLE_POLL: Option<Duration> = Some(Duration::from_millis(20));
+    const REPORTS_SWITCHES: bool = false;
     const VCPU_POLL: Duration = Duration::from_millis(250);
     type Tap = DebugController<Self>;
     type Guard = Unguarded;
-    type Delivery = WaitForGuest;
+    type Delivery = InjectFaults;
 
     fn enter(_: &VmiCore<Self>) -> Result<View, VmiError> {
         Ok(View::default())

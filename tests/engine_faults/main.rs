@@ -22,6 +22,8 @@ use vmscope::engine::{
 
 const CPU: VcpuId = VcpuId(0);
 const PAGE: Va = Va(0x7f00_0000_1000);
+/// One of which the kernel says that it has no memory region.
+const UNSERVABLE: Va = Va(0x7f00_0000_4000);
 const KERNEL_PAGE: Va = Va(0xffff_8000_0000_5000);
 const POLICY: FaultPolicy =
     FaultPolicy { automatic: true, kernel_context: false, max_attempts: 3, attempt_ns: 1000, capacity: 8 };
@@ -64,6 +66,15 @@ impl VmiOs<FlatDriver> for Os {
     }
     fn function_argument(&self, _: VmiState<'_, FlatDriver, Self>, _: u32) -> Result<u64, VmiError> {
         Ok(0)
+    }
+    fn unservable(
+        &self,
+        vmi: VmiSession<'_, FlatDriver, Self>,
+        page: AddressContext,
+    ) -> Result<Option<String>, VmiError> {
+        // Where the books of the kernel's are, in a memory that may not be readable.
+        vmi.read_u8(Pa(0))?;
+        Ok((Va(page.va.0 & !0xfff) == UNSERVABLE).then(|| "there is no\u{1b}[31m region".to_owned()))
     }
 }
 
@@ -287,6 +298,38 @@ fn a_driver_that_refuses_is_not_pestered() {
     assert_eq!(guest.visit(&mut faults, CPU, &at), None, "not at every event");
     guest.now.set(1000);
     assert_eq!(guest.visit(&mut faults, CPU, &at), Some(ids[0]));
+}
+
+#[test]
+fn what_the_kernel_would_not_serve_is_not_injected() {
+    let guest = guest();
+    let mut faults = FaultLoop::<InjectFaults>::new(POLICY);
+    let id = faults.request(guest.ctx(UNSERVABLE), "test", 0).expect("room");
+    let next = faults.request(guest.ctx(PAGE), "test", 0);
+    assert_eq!(guest.visit(&mut faults, CPU, &user(guest.root)), next, "and the next one has its turn");
+    assert_eq!(faults.state(guest.ctx(UNSERVABLE)), Some(FaultState::Suppressed));
+    assert_eq!(note(&faults, id), "cannot come: there is no␛[31m region");
+    assert_eq!(guest.injected().len(), 1);
+}
+
+#[test]
+fn a_loop_that_may_not_inject_waits_and_says_so() {
+    let guest = guest();
+    let mut faults = FaultLoop::<InjectFaults>::new(FaultPolicy { automatic: false, ..POLICY });
+    let kernels = faults.request(guest.ctx(KERNEL_PAGE), "test", 0).expect("room");
+    assert!(note(&faults, kernels).contains("by itself"), "{}", note(&faults, kernels));
+    assert!(faults.want(kernels).expect_err("the kernel's").to_string().contains("kernel"));
+    let id = faults.request(guest.ctx(PAGE), "test", 0).expect("room");
+    assert_eq!(faults.want(id).ok(), Some(guest.ctx(PAGE)));
+    assert_eq!(faults.awaited_roots(0), [guest.root]);
+    faults.set_injecting(false);
+    assert!(faults.awaited_roots(0).is_empty() && !faults.waits_for(guest.root, 0));
+    assert!(!faults.is_due::<Amd64>(&user(guest.root), guest.root, CPU, 0));
+    assert_eq!(guest.visit(&mut faults, CPU, &user(guest.root)), None);
+    assert_eq!(note(&faults, id), "waits for the guest to bring it in by itself");
+    assert!(faults.want(id).is_err());
+    faults.on_page_in(guest.ctx(PAGE), 1);
+    assert_eq!(faults.state(guest.ctx(PAGE)), Some(FaultState::Resolved));
 }
 
 #[test]

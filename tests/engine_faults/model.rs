@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use vmscope::engine::{
-    addr::{AddressContext, Va, VcpuId},
-    arch::amd64::{Amd64Registers, ExceptionVector, Segment},
+    addr::{AddressContext, Pa, Va, VcpuId},
+    arch::amd64::{Amd64, Amd64Registers, ExceptionVector, Segment},
     faults::{FaultLoop, FaultPolicy, InjectFaults, WatchChange},
     session::VmiSession,
     snapshot::{FaultId, FaultState},
 };
 
 use crate::{
-    Os,
+    Os, UNSERVABLE,
     support::{Call, Rng, core},
 };
 
@@ -30,6 +30,34 @@ struct Page {
     injected_at: u64,
     /// Given up by the user.
     sticky: bool,
+    /// The user wants it injected.
+    wanted: bool,
+    /// The driver refused it: not before.
+    not_before: u64,
+}
+
+impl Page {
+    fn fresh(id: FaultId) -> Self {
+        let state = FaultState::Pending;
+        Self { id, state, attempts: 0, vcpu: None, injected_at: 0, sticky: false, wanted: false, not_before: 0 }
+    }
+
+    fn close(&mut self, state: FaultState) {
+        self.state = state;
+        self.wanted = false;
+    }
+}
+
+/// What is to be injected next in an address space (`None`: the kernel's half): what the user wants, then the oldest.
+fn due(model: &BTreeMap<AddressContext, Page>, space: Option<Pa>, policy: &FaultPolicy, now: u64) -> Option<FaultId> {
+    let space_of = |ctx: &AddressContext| (ctx.va.0 >> 63 == 0).then_some(ctx.root);
+    let is_due = |(ctx, page): &(&AddressContext, &Page)| {
+        space_of(ctx) == space
+            && page.state == FaultState::Pending
+            && page.not_before <= now
+            && (page.wanted || policy.automatic)
+    };
+    model.iter().filter(is_due).map(|(_, page)| (!page.wanted, page.id)).min().map(|(_, id)| id)
 }
 
 fn operations() -> u64 {
@@ -67,12 +95,10 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
         match rng.below(12) {
             0..3 => {
                 let id = faults.request(ctx, "somebody", now).expect("room for all");
-                let fresh =
-                    Page { id, state: FaultState::Pending, attempts: 0, vcpu: None, injected_at: 0, sticky: false };
                 match model.get_mut(&page) {
-                    Some(old) if old.state == FaultState::Resolved => *old = fresh,
+                    Some(old) if old.state == FaultState::Resolved => *old = Page::fresh(id),
                     Some(old) => assert_eq!(old.id, id, "step {step}: one row for a page"),
-                    None => _ = model.insert(page, fresh),
+                    None => _ = model.insert(page, Page::fresh(id)),
                 }
             }
             3 => {
@@ -81,7 +107,7 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                     if rng.percent(50) { faults.on_page_in(ctx, now) } else { faults.on_translation_ok(ctx, now) };
                 assert_eq!(told, expected.map(|page| page.id), "step {step}");
                 if told.is_some() {
-                    model.entry(page).and_modify(|page| page.state = FaultState::Resolved);
+                    model.entry(page).and_modify(|page| page.close(FaultState::Resolved));
                 }
             }
             4 => {
@@ -89,7 +115,7 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                     if rng.percent(50) { faults.on_refused(ctx, now) } else { faults.on_unservable(ctx, "x", now) };
                 assert_eq!(told.is_some(), before.is_some_and(is_open), "step {step}");
                 if told.is_some() {
-                    model.entry(page).and_modify(|page| page.state = FaultState::Suppressed);
+                    model.entry(page).and_modify(|page| page.close(FaultState::Suppressed));
                 }
             }
             5 => {
@@ -97,8 +123,10 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                 faults.tick(now);
                 for page in model.values_mut().filter(|page| page.state == FaultState::Injected) {
                     if now - page.injected_at >= policy.attempt_ns {
-                        let again = page.attempts < policy.max_attempts;
-                        page.state = if again { FaultState::Pending } else { FaultState::Suppressed };
+                        match page.attempts < policy.max_attempts {
+                            true => page.state = FaultState::Pending,
+                            false => page.close(FaultState::Suppressed),
+                        }
                     }
                 }
             }
@@ -109,20 +137,24 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                         let result = faults.retry(old.id, now);
                         assert_eq!(result.is_ok(), old.state != FaultState::Injected, "step {step}");
                         if result.is_ok() {
-                            let anew =
-                                Page { state: FaultState::Pending, attempts: 0, vcpu: None, sticky: false, ..old };
-                            model.insert(page, anew);
+                            model.insert(page, Page { wanted: old.wanted, ..Page::fresh(old.id) });
                         }
                     }
                     1 => {
                         faults.suppress(old.id, now).expect("the row is there");
-                        model.insert(page, Page { state: FaultState::Suppressed, sticky: true, ..old });
+                        let given_up = Page { state: FaultState::Suppressed, sticky: true, wanted: false, ..old };
+                        model.insert(page, given_up);
                     }
                     2 => {
                         faults.clear(old.id).expect("the row is there");
                         model.remove(&page);
                     }
-                    _ => assert_eq!(faults.want(old.id).is_ok(), old.state == FaultState::Pending, "step {step}"),
+                    _ => {
+                        let may = page.va.0 >> 63 == 0 || policy.kernel_context;
+                        let is_wanted = faults.want(old.id).is_ok();
+                        assert_eq!(is_wanted, old.state == FaultState::Pending && may, "step {step}");
+                        model.entry(page).and_modify(|page| page.wanted |= is_wanted);
+                    }
                 }
             }
             7 if rng.percent(10) => {
@@ -139,6 +171,19 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                     vmi.driver().fail_nth_change(0);
                 }
                 let busy = faults.is_in_flight(vcpu);
+                // What the kernel says that it would not serve is given up on the way.
+                let space = if user { Some(page.root) } else { None };
+                let is_safe = user || (interruptible && policy.kernel_context);
+                let mut expected = None;
+                while !busy && is_safe {
+                    expected = due(&model, space, &policy, now);
+                    let Some((at, row)) = model.iter_mut().find(|(_, row)| Some(row.id) == expected) else { break };
+                    if !user || at.va != UNSERVABLE {
+                        break;
+                    }
+                    row.close(FaultState::Suppressed);
+                }
+                let is_due = faults.is_due::<Amd64>(&registers, page.root, vcpu, now);
                 let failures = vmi.driver().failures();
                 let session = VmiSession::new(&vmi, &os);
                 let result = faults.inject_next(session.with_registers(&registers), vcpu, now);
@@ -148,6 +193,12 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                 let calls = vmi.driver().take_calls();
                 let injected = result.ok().flatten();
                 assert!(!busy || calls.is_empty(), "step {step}: one in flight per vCPU");
+                assert_eq!(injected, expected.filter(|_| !refused), "step {step}: what is due is injected");
+                assert!(is_due || expected.is_none(), "step {step}");
+                if refused {
+                    let row = model.values_mut().find(|row| Some(row.id) == expected).expect("something was due");
+                    row.not_before = now + policy.attempt_ns / 16 + 1;
+                }
                 assert_eq!(calls.len(), usize::from(injected.is_some() || refused), "step {step}");
                 for call in calls {
                     let Call::InjectInterrupt(on, interrupt) = call else { panic!("step {step}: {call:?}") };

@@ -30,6 +30,11 @@ pub const BREAKPOINT_PA: u64 = 0x20_0010;
 pub const ELSEWHERE: u64 = 0xffff_ffff_8100_0800;
 const ROOT: u64 = 0x1000;
 const STACK: u64 = 0xffff_8880_0000_4000;
+/// The interrupt table, the task state segment and the kernel's stack, in one page, and that page.
+pub const TABLES: u64 = 0xffff_fe00_0000_0000;
+pub const TABLES_PA: u64 = 0x8000;
+pub const TASK: u64 = TABLES + 0x400;
+pub const KERNEL_STACK: u64 = TABLES + 0x1000;
 
 /// What happens when the guest goes on.
 #[derive(Clone, Debug)]
@@ -50,6 +55,10 @@ pub struct Machine {
     pub rip: [u64; 2],
     pub rax: [u64; 2],
     pub rsp: [u64; 2],
+    /// CS, SS and CR2.
+    pub segments: [(u32, u32); 2],
+    pub cr2: [u64; 2],
+    pub rflags: [u32; 2],
     pub points: Vec<String>,
     /// Every packet and every command that changes something, in order.
     pub log: Vec<String>,
@@ -100,12 +109,22 @@ impl Fake {
         for (at, entry) in [(ROOT + 511 * 8, 0x2003u64), (0x2000 + 510 * 8, 0x3003), (0x3000 + 8 * 8, 0x20_0083)] {
             memory.write_at(&entry.to_le_bytes(), at).expect("room");
         }
+        // PML4[508] → PDPT[0] → PD[0] → PT[0]; a page-fault gate to ELSEWHERE, and RSP0.
+        for (at, entry) in [(ROOT + 508 * 8, 0x4003), (0x4000, 0x5003), (0x5000, 0x6003), (0x6000, TABLES_PA | 3)] {
+            memory.write_at(&u64::to_le_bytes(entry), at).expect("room");
+        }
+        let gate = [0x8100_8e00_0010_0800, 0xffff_ffff, 0, 0].map(u64::to_le_bytes).concat();
+        memory.write_at(&gate, TABLES_PA + 14 * 16).expect("room");
+        memory.write_at(&KERNEL_STACK.to_le_bytes(), TABLES_PA + (TASK - TABLES) + 4).expect("room");
         let machine = Machine {
             running: true,
             status: "running",
             rip: [ELSEWHERE; 2],
             rax: [0; 2],
             rsp: [STACK; 2],
+            segments: [(0x10, 0x18); 2],
+            cr2: [0; 2],
+            rflags: [0x246; 2],
             points: Vec::new(),
             log: Vec::new(),
             script: VecDeque::new(),
@@ -268,12 +287,20 @@ impl Machine {
         for value in [self.rax[vcpu], self.rsp[vcpu], self.rip[vcpu]] {
             bytes.extend(value.to_le_bytes());
         }
-        bytes.extend(0x246u32.to_le_bytes());
-        bytes.extend(0x10u32.to_le_bytes());
-        for value in [0x8000_0001u64, ROOT, 0x20, 0xd01] {
+        bytes.extend(self.rflags[vcpu].to_le_bytes());
+        bytes.extend(self.segments[vcpu].0.to_le_bytes());
+        bytes.extend(self.segments[vcpu].1.to_le_bytes());
+        for value in [0x8000_0001u64, self.cr2[vcpu], ROOT, 0x20, 0xd01] {
             bytes.extend(value.to_le_bytes());
         }
         bytes
+    }
+
+    fn set_registers(&mut self, vcpu: usize, bytes: &[u8]) {
+        let wide = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let narrow = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        (self.rax[vcpu], self.rsp[vcpu], self.rip[vcpu]) = (wide(0), wide(8), wide(16));
+        (self.rflags[vcpu], self.segments[vcpu], self.cr2[vcpu]) = (narrow(24), (narrow(28), narrow(32)), wide(44));
     }
 
     fn packet(&mut self, packet: &str) {
@@ -348,6 +375,13 @@ impl Machine {
                 self.rax[self.selected] = bytes.swap_bytes();
                 "OK".to_owned()
             }
+            _ if packet.starts_with('G') => {
+                let pairs = packet.as_bytes()[1..].chunks(2);
+                let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits");
+                let bytes: Vec<u8> = pairs.map(byte).collect();
+                self.set_registers(self.selected, &bytes);
+                "OK".to_owned()
+            }
             _ if packet.starts_with("Qqemu.sstep=") => "OK".to_owned(),
             _ => String::new(),
         };
@@ -360,6 +394,7 @@ impl Machine {
             "info registers" => format!(
                 "RAX={:016x} RSP=ffff888000004000\r\nRIP={:016x} RFL=00000246 [---Z-P-] HLT=0\r\n\
                  CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]\r\nIDT=     fffffe0000000000 00000fff\r\n\
+                 TR =0040 {TASK:016x} 00004087 00008900 DPL=0 TSS64-avl\r\n\
                  CR0=80000001 CR2=0 CR3={ROOT:016x} CR4=00000020\r\nEFER=0000000000000d01\r\n",
                 self.rax[vcpu], self.rip[vcpu]
             ),
@@ -485,7 +520,7 @@ fn serve_gdb((machine, changed): &Shared, listener: UnixListener) {
 const DESCRIPTION: &str = "l<?xml version=\"1.0\"?><target><!-- <reg name=\"ghost\" bitsize=\"64\"/> -->\
     <feature name=\"org.gnu.gdb.i386.core\"><reg name=\"rax\" bitsize=\"64\"/><reg name=\"rsp\" bitsize=\"64\"/>\
     <reg name=\"rip\" bitsize=\"64\"/><reg name=\"eflags\" bitsize=\"32\"/><reg name=\"cs\" bitsize=\"32\"/>\
-    <reg name=\"cr0\" bitsize=\"64\"/><reg name=\"cr3\" bitsize=\"64\"/><reg name=\"cr4\" bitsize=\"64\"/>\
+    <reg name=\"ss\" bitsize=\"32\"/><reg name=\"cr0\" bitsize=\"64\"/><reg name=\"cr2\" bitsize=\"64\"/><reg name=\"cr3\" bitsize=\"64\"/><reg name=\"cr4\" bitsize=\"64\"/>\
     <reg name=\"efer\" bitsize=\"64\"/></feature></target>";
 
 const MAP: &str = "FlatView #0\r\n AS \"I/O\", root: io\r\n Root memory region: io\r\n\

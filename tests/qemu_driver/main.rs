@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use fake::{Act, BREAKPOINT, BREAKPOINT_PA, ELSEWHERE, Fake};
+use fake::{Act, BREAKPOINT, BREAKPOINT_PA, ELSEWHERE, Fake, KERNEL_STACK, TABLES_PA};
 use vmscope::engine::{
     addr::{Gfn, Pa, Va, VcpuId},
-    arch::amd64::Amd64EventReason,
+    arch::amd64::{Amd64EventReason, ExceptionVector, Interrupt},
     driver::{
         MemoryAccess, VmiDebugControl, VmiDriver, VmiEventControl, VmiQueryRegisters, VmiRead, VmiSetRegisters,
         VmiStep, VmiVmControl, VmiWrite,
@@ -299,6 +299,45 @@ fn handlers_change_registers_and_ask_for_steps() {
     assert!(vcpu == VcpuId(0) && matches!(reason, Amd64EventReason::Singlestep { .. }), "{reason:?}");
     assert_eq!(fake.lock().rip[0], BREAKPOINT + 4);
     assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+}
+
+/// What the processor does at a page fault in user mode: six words on the kernel's stack, all registers at once.
+#[test]
+fn a_page_fault_is_injected_in_one_piece() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    let fault = Interrupt::page_fault(0x1234_5000, 4);
+    let user = |machine: &mut fake::Machine| {
+        (machine.rip[1], machine.rsp[1], machine.rax[1]) = (0x40_1000, 0x7ffc_0000, 5);
+        machine.segments[1] = (0x33, 0x2b);
+    };
+    user(&mut fake.lock());
+    assert!(refusal(driver.inject_interrupt(VcpuId(1), fault)).contains("pause it first"));
+    driver.pause().expect("it pauses");
+    assert!(refusal(driver.inject_interrupt(VcpuId(0), fault)).contains("not in 64-bit user mode"));
+    assert!(refusal(driver.inject_interrupt(VcpuId(1), Interrupt::breakpoint())).contains("exception"));
+    let other = Interrupt { vector: ExceptionVector(15), ..fault };
+    assert!(refusal(driver.inject_interrupt(VcpuId(1), other)).contains("no gate"));
+    fake.lock().segments[1].0 = 0x23;
+    assert!(refusal(driver.inject_interrupt(VcpuId(1), fault)).contains("not in 64-bit user mode"));
+    user(&mut fake.lock());
+    fake.take_log();
+    driver.inject_interrupt(VcpuId(1), fault).expect("an injection");
+    let log = fake.take_log();
+    assert_eq!(log.iter().filter(|line| line.starts_with('G')).count(), 1, "{log:?}");
+    assert!(log.last().is_some_and(|line| line.starts_with('G')) && !log.iter().any(|line| line.starts_with('P')));
+    let mut stack = [0; 48];
+    driver.read_physical(Pa(TABLES_PA + 0x1000 - 48), &mut stack).expect("the stack");
+    let stack: Vec<u64> = stack.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8"))).collect();
+    assert_eq!(stack, [4, 0x40_1000, 0x33, 0x246, 0x7ffc_0000, 0x2b]);
+    {
+        let machine = fake.lock();
+        assert_eq!((machine.rip, machine.rsp[1], machine.rax[1]), ([ELSEWHERE; 2], KERNEL_STACK - 48, 5));
+        assert_eq!((machine.segments[1], machine.cr2[1], machine.rflags[1]), ((0x10, 0), 0x1234_5000, 0x46));
+    }
+    assert!(refusal(driver.inject_interrupt(VcpuId(1), fault)).contains("user mode"), "one at a time");
+    drop(driver);
+    assert!(fake.lock().running);
 }
 
 #[test]

@@ -164,6 +164,13 @@ where
         self.get_by_address(ctx, gfn, view, key)
     }
 
+    /// The same in an address space that goes by another root than the one in the event's registers, as a process does
+    /// in user mode under kernel page-table isolation.
+    pub fn get_by_event_in(&self, event: &EventOf<Controller>, root: Pa, key: Key) -> Option<Breakpoint<Key, Tag>> {
+        let (ctx, gfn, view) = self.address_of(event)?;
+        self.get_by_address(AddressContext { root, ..ctx }, gfn, view, key)
+    }
+
     /// The breakpoint that an execution of an address causes: the root is that of the running code, the frame that of
     /// the instruction.
     pub fn get_by_address(

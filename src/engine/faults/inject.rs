@@ -54,9 +54,9 @@ impl FaultAdapter for Amd64 {
     }
 }
 
-/// Whether page faults can be injected at all; decides what the rows say.
+/// Whether a driver's page faults can be injected at all.
 pub trait Delivers {
-    /// Whether they can.
+    /// Whether they can; a [`FaultLoop`] may still be told not to.
     const INJECTS: bool;
 }
 
@@ -141,13 +141,11 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
         Os: VmiOs<Driver>,
         Delivery: FaultDelivery<Driver>,
     {
-        if !Delivery::INJECTS || self.pending.is_empty() || self.in_flight.contains_key(&vcpu) {
-            return Ok(None);
-        }
         let registers = vmi.registers();
-        let Some(point) = Driver::Architecture::injection_point(registers) else { return Ok(None) };
         let current = vmi.underlying_os().process_root(registers.translation_root(Va(0)));
-        let Some(space) = self.servable_space(point, current) else { return Ok(None) };
+        let Some((point, space)) = self.place::<Driver::Architecture>(registers, current, vcpu) else {
+            return Ok(None);
+        };
         while let Some((id, ctx)) = self.due(space, now_ns) {
             if !Driver::Architecture::is_canonical(ctx.va, vmi.core().paging_levels()) {
                 self.set(id, Why::unmappable(), now_ns);
@@ -161,7 +159,15 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
                 Err(error) if error.is_page_fault() => {}
                 Err(error) => return Err(error),
             }
-            if let Err(error) = Delivery::deliver(vmi.core(), vcpu, ctx.va, point) {
+            let delivered = match Self::unservable(vmi, ctx, point) {
+                Ok(None) => Delivery::deliver(vmi.core(), vcpu, ctx.va, point),
+                Ok(Some(why)) => {
+                    self.set(id, Why::Unservable(snapshot::clean(&why, 200)), now_ns);
+                    continue;
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = delivered {
                 if let Some(record) = self.records.get_mut(&id) {
                     // Others get their turn, and a driver that always refuses is not asked at every event.
                     record.not_before_ns = now_ns.saturating_add(self.policy.attempt_ns / 16).saturating_add(1);
@@ -180,10 +186,57 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
         Ok(None)
     }
 
+    /// Why the guest's kernel would not serve a page.
+    fn unservable<Driver, Os>(
+        vmi: VmiState<'_, Driver, Os>,
+        ctx: AddressContext,
+        point: InjectionPoint,
+    ) -> Result<Option<String>, VmiError>
+    where
+        Driver: VmiRead,
+        Os: VmiOs<Driver>,
+    {
+        match point {
+            InjectionPoint::User => vmi.underlying_os().unservable(vmi.session(), ctx),
+            InjectionPoint::Kernel => Ok(None),
+        }
+    }
+
+    /// Where a vCPU is, and the pages that may be injected there; `None` where none may.
+    fn place<Arch: FaultAdapter>(
+        &self,
+        registers: &Arch::Registers,
+        current: Pa,
+        vcpu: VcpuId,
+    ) -> Option<(InjectionPoint, Option<Pa>)> {
+        if !self.injects() || self.pending.is_empty() || self.in_flight.contains_key(&vcpu) {
+            return None;
+        }
+        let point = Arch::injection_point(registers)?;
+        Some((point, self.servable_space(point, current)?))
+    }
+
+    /// Whether [`FaultLoop::inject_next`] has something to do on a vCPU with these registers.
+    pub fn is_due<Arch: FaultAdapter>(
+        &self,
+        registers: &Arch::Registers,
+        current: Pa,
+        vcpu: VcpuId,
+        now_ns: u64,
+    ) -> bool {
+        let place = self.place::<Arch>(registers, current, vcpu);
+        place.is_some_and(|(_, space)| self.due(space, now_ns).is_some())
+    }
+
     /// Whether a page waits that could be injected as soon as its address space (the root that its process is known
     /// by) runs in user mode: then it is worth following that process there.
     pub fn waits_for(&self, root: Pa, now_ns: u64) -> bool {
-        Delivery::INJECTS && self.due(Some(root), now_ns).is_some()
+        self.injects() && self.due(Some(root), now_ns).is_some()
+    }
+
+    /// The user address spaces of pages that wait to be injected.
+    pub fn awaited_roots(&self, now_ns: u64) -> Vec<Pa> {
+        self.pending.keys().flatten().copied().filter(|&root| self.waits_for(root, now_ns)).collect()
     }
 
     /// Whether any page of a user address space waits to be injected.
@@ -203,21 +256,23 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
         Some((id, record.ctx))
     }
 
-    /// The user wants the page now: it is injected at the next safe place, before all others.
+    /// The user wants the page now: it is injected at the next safe place, before all others. Answers which one it is.
     ///
     /// # Errors
     /// A sentence for the user: there is no such row, it is not pending, or this driver cannot inject.
-    pub fn want(&mut self, id: FaultId) -> Result<(), VmiError> {
-        let record = self.row(id)?;
-        let ctx = record.ctx;
+    pub fn want(&mut self, id: FaultId) -> Result<AddressContext, VmiError> {
+        let (ctx, state) = self.row(id).map(|record| (record.ctx, record.state()))?;
         let refuse = |why: &str| Err(VmiError::Invalid(format!("cannot inject a page fault at {ctx}: {why}")));
-        match record.state() {
-            _ if !Delivery::INJECTS => {
-                refuse("this driver cannot inject; the page is watched and resolves when the guest brings it in")
+        match state {
+            _ if !self.injects() => {
+                refuse("nothing is injected here; the page is watched and resolves when the guest brings it in")
+            }
+            FaultState::Pending if space_of(ctx).is_none() && !self.policy.kernel_context => {
+                refuse("it is the kernel's, and a kernel that does not page itself takes that for a bug of its own")
             }
             FaultState::Pending => {
-                record.wanted = true;
-                Ok(())
+                self.row(id)?.wanted = true;
+                Ok(ctx)
             }
             FaultState::Injected => refuse("one is on its way already"),
             FaultState::Resolved => refuse("the page is there"),

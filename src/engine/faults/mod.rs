@@ -80,6 +80,7 @@ pub struct FaultLoop<Delivery = InjectFaults> {
     watch_changes: Vec<WatchChange>,
     changes: VecDeque<FaultChange>,
     next_id: u64,
+    injecting: bool,
     delivery: PhantomData<Delivery>,
 }
 
@@ -110,6 +111,7 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
             watch_changes: Vec::new(),
             changes: VecDeque::new(),
             next_id: 1,
+            injecting: true,
             delivery: PhantomData,
         }
     }
@@ -117,6 +119,22 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
     /// The bounds and permissions.
     pub fn policy(&self) -> &FaultPolicy {
         &self.policy
+    }
+
+    /// Whether pages may be injected from now on: a session may be read-only, or its guest of a kind for which the driver
+    /// cannot. Where they may not, they are waited for.
+    pub fn set_injecting(&mut self, injecting: bool) {
+        self.injecting = injecting;
+    }
+
+    /// Whether pages are injected.
+    fn injects(&self) -> bool {
+        Delivery::INJECTS && self.injecting
+    }
+
+    /// Whether a page may ever be injected: one of the kernel's half only where the policy allows it.
+    fn may_ever_inject(&self, ctx: AddressContext) -> bool {
+        self.injects() && (self.policy.kernel_context || space_of(ctx).is_some())
     }
 
     /// Asks for the page of an address, under the root that its process is known by (`VmiOs::process_root`). A page
@@ -170,13 +188,15 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
 
     /// The one place where a page changes its state: all indices follow it here.
     fn set(&mut self, id: FaultId, why: Why, now_ns: u64) {
+        let Some(ctx) = self.records.get(&id).map(|record| record.ctx) else { return };
+        let injects = self.may_ever_inject(ctx);
         let Some(record) = self.records.get_mut(&id) else { return };
-        let page = page_of(record.ctx);
+        let page = page_of(ctx);
         if record.set(why, now_ns) {
             if self.changes.len() == MAX_CHANGES {
                 self.changes.pop_front();
             }
-            self.changes.push_back(record.change(id, Delivery::INJECTS));
+            self.changes.push_back(record.change(id, injects));
         }
         let state = record.state();
         self.index(id, page, Some(state));
@@ -312,7 +332,6 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
             )));
         }
         record.restart(record.ctx.va, now_ns);
-        record.wanted = true;
         self.set(id, Why::Waiting, now_ns);
         Ok(())
     }
@@ -366,7 +385,9 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
 
     /// The rows for the screen, oldest first; `pid_of` names the process of a root.
     pub fn rows(&self, now_ns: u64, pid_of: impl Fn(Pa) -> Option<u32>) -> Vec<Fault> {
-        self.records.iter().map(|(&id, record)| record.row(id, now_ns, Delivery::INJECTS, &pid_of)).collect()
+        let row =
+            |(&id, record): (&FaultId, &Record)| record.row(id, now_ns, self.may_ever_inject(record.ctx), &pid_of);
+        self.records.iter().map(row).collect()
     }
 
     /// The changes of state since the last call, oldest first; at most the last 4096.

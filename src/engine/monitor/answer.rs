@@ -12,7 +12,7 @@ use crate::engine::{
     os::{CurrentProcess, VmiOs},
     ptm::PageTableMonitorEvent,
     session::{VmiContext, VmiSession},
-    snapshot::{BreakpointId, BreakpointState, EventKind, Hit},
+    snapshot::{BreakpointId, BreakpointState, EventKind, FaultState, Hit},
 };
 
 /// How many arguments a hit shows.
@@ -27,8 +27,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let event = vmi.event();
         match event.reason() {
             Amd64EventReason::Interrupt(_) | Amd64EventReason::DebugBreakpoint { .. } => {
-                if self.hit(vmi) {
-                    return D::step_over(vmi.core());
+                if let Some(response) = self.hit(vmi) {
+                    return response;
                 }
                 if D::is_left_over(vmi.core(), event) {
                     return D::step_over(vmi.core());
@@ -36,8 +36,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 VmiEventResponse::reinject_interrupt()
             }
             Amd64EventReason::MemoryAccess(access) => {
-                if self.hit(vmi) {
-                    return D::step_over(vmi.core());
+                if let Some(response) = self.hit(vmi) {
+                    return response;
                 }
                 self.access(vmi, *access)
             }
@@ -47,18 +47,19 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
     }
 
-    /// Records a hit of each breakpoint at the event's place; whether there was one.
-    fn hit(&mut self, vmi: VmiContext<'_, D, Os>) -> bool {
-        let row = self.bpm.get_by_event(vmi.event(), Purpose::Row);
-        let refusal = self.bpm.contains_by_event(vmi.event(), Purpose::Refusal);
+    /// Records a hit of each breakpoint at the event's place, under the root that its process is known by: user mode may
+    /// have another one. Answers how the vCPU goes on, if there was one.
+    fn hit(&mut self, vmi: VmiContext<'_, D, Os>) -> Option<VmiEventResponse<Amd64>> {
+        let root = vmi.underlying_os().process_root(vmi.registers().root());
+        let row = self.bpm.get_by_event_in(vmi.event(), root, Purpose::Row);
+        let refusal = self.bpm.get_by_event_in(vmi.event(), root, Purpose::Refusal).is_some();
         if let Some(breakpoint) = row {
             let current = vmi.underlying_os().current_process(vmi.state()).ok().flatten().unwrap_or_default();
             self.record_hit(vmi, breakpoint.tag(), &current);
         }
-        if refusal {
-            self.refused(vmi);
-        }
-        row.is_some() || refusal
+        let unrefused = if refusal { self.refused(vmi) } else { None };
+        let returned = self.returned(vmi);
+        (row.is_some() || refusal || returned).then(|| unrefused.unwrap_or_else(|| D::step_over(vmi.core())))
     }
 
     fn record_hit(&mut self, vmi: VmiContext<'_, D, Os>, id: BreakpointId, current: &CurrentProcess) {
@@ -223,16 +224,22 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         format!("{name} → {pa} in root {}", ctx.root)
     }
 
-    /// The guest's exception dispatch runs: a page that we asked for may be one that it refuses.
-    fn refused(&mut self, vmi: VmiContext<'_, D, Os>) {
-        let waiting = self.faults.open_pages();
-        match vmi.underlying_os().refused_fault(vmi.state(), &waiting) {
-            Ok(Some(ctx)) => {
-                self.faults.on_refused(ctx, now(vmi.session()));
-            }
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "could not read what the guest's exception dispatch was given"),
+    /// The guest's exception dispatch runs: a page that we asked for may be one that it refuses. Then a program that
+    /// never touched that page is not to hear of it: answers how the vCPU goes on for that.
+    fn refused(&mut self, vmi: VmiContext<'_, D, Os>) -> Option<VmiEventResponse<Amd64>> {
+        let os = vmi.underlying_os();
+        let ctx = os.refused_fault(vmi.state(), &self.faults.open_pages());
+        let ctx = ctx.inspect_err(|error| tracing::debug!(%error, "could not read an exception's record")).ok()??;
+        let is_ours = self.faults.state(ctx) == Some(FaultState::Injected);
+        self.faults.on_refused(ctx, now(vmi.session()));
+        if !is_ours {
+            return None;
         }
+        let registers = os.unrefused(vmi.state());
+        registers
+            .inspect_err(|error| tracing::warn!(%error, "a program hears of a page fault that was injected"))
+            .ok()?
+            .map(|gp| VmiEventResponse::default().with_registers(gp))
     }
 
     /// Breakpoints' rows as the manager has them now.

@@ -32,7 +32,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Command::WatchAddress { target, tag } => self.add_watch(vmi, target, tag),
             Command::UnwatchAddress(id) => self.unwatch(vmi, id),
             Command::RequestPage { target } => self.request_page(vmi, target),
-            Command::InjectFault(id) => self.inject(id),
+            Command::InjectFault(id) => self.inject(vmi, id),
             Command::SuppressFault(id) => {
                 let result = self.faults.suppress(id, now(vmi));
                 Self::said(result, "the page is given up: it will not be asked for again")
@@ -310,16 +310,25 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let Some(id) = self.faults.request(ctx, "user", now(vmi)) else {
             return Err(format!("could not ask for {target}: too many pages are waited for; clear some of them"));
         };
-        // Where pages cannot be injected it is waited for.
-        let wanted = !self.options.read_only && self.faults.want(id).is_ok();
         self.follow_faults(vmi);
-        let how = if wanted { "will be injected as soon as it is safe" } else { "is waited for" };
-        Ok(Done::Fault(id, format!("{target} is asked for and {how}")))
+        Ok(Done::Fault(
+            id,
+            format!("{target} is asked for and waited for; inject its page fault to have it brought in"),
+        ))
     }
 
-    fn inject(&mut self, id: FaultId) -> Answer {
+    fn inject(&mut self, vmi: VmiSession<'_, D, Os>, id: FaultId) -> Answer {
         self.writable("inject a page fault")?;
-        Self::said(self.faults.want(id), "the page fault will be injected as soon as it is safe")
+        let ctx = self.faults.want(id).map_err(|error| error.to_string())?;
+        // Injecting looks again, but that may be a while.
+        if let Ok(Some(why)) = vmi.underlying_os().unservable(vmi, ctx) {
+            self.faults.on_unservable(ctx, &why, now(vmi));
+            return Err(format!(
+                "no page fault is injected at {}: the guest would not serve it, because {why}",
+                ctx.va
+            ));
+        }
+        Ok(Done::Said(format!("a page fault at {} will be injected as soon as its process runs in user mode", ctx.va)))
     }
 
     fn said(result: Result<(), VmiError>, done: &str) -> Answer {

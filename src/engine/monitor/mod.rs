@@ -9,6 +9,7 @@ mod command;
 mod detail;
 mod disasm;
 mod log;
+mod missing;
 mod platform;
 mod publish;
 mod refresh;
@@ -30,6 +31,7 @@ pub(in crate::engine) use self::platform::second_level;
 
 use self::{
     log::EventLog,
+    missing::Returns,
     publish::Publisher,
     refresh::Due,
     rows::{BreakpointRow, TableRow},
@@ -88,8 +90,10 @@ pub struct Channels {
 enum Purpose {
     /// A row of the user's.
     Row,
-    /// The guest's exception dispatch, while an injected fault is on its way.
+    /// The guest's exception dispatch, while pages are injected.
     Refusal,
+    /// Where a thread returns to user mode, whose process a page waits for.
+    Return,
 }
 
 /// Why an address is monitored.
@@ -132,6 +136,7 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     subject: Option<Subject>,
     detail: Option<Arc<Detail>>,
     refusal_at: Option<AddressContext>,
+    returns: Returns,
     /// Whether switches of address spaces are reported, because a page waits for one.
     follows_cr3: bool,
     /// How many more instructions a vCPU is followed on its way to user mode.
@@ -167,6 +172,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             subject: None,
             detail: None,
             refusal_at: None,
+            returns: Returns::default(),
             follows_cr3: false,
             followed: HashMap::new(),
             due: Due::default(),

@@ -24,6 +24,8 @@ pub trait Platform:
     const KIND: &'static str;
     /// How often page tables are read again; `None` where writes to them raise events.
     const TABLE_POLL: Option<Duration>;
+    /// Whether switches of address spaces (writes to CR3) can be reported.
+    const REPORTS_SWITCHES: bool;
     /// How often the registers of running vCPUs are read.
     const VCPU_POLL: Duration;
 

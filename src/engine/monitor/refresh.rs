@@ -1,23 +1,17 @@
-//! What is read again and again: processes, vCPUs, page tables, missing pages, the open popup.
+//! What is read again and again: processes, vCPUs, page tables, the open popup.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use super::{Monitor, Platform, Purpose, Watcher, elapsed, now};
+use super::{Monitor, Platform, elapsed, missing, now};
 use crate::engine::{
-    addr::{AddressContext, VcpuId, View},
-    arch::{
-        Architecture, Registers,
-        amd64::{Amd64, ControlRegister, EventMonitor},
-    },
-    bpm::Breakpoint,
-    error::VmiError,
-    faults::{Delivers, WatchChange},
+    addr::{AddressContext, VcpuId},
+    arch::{Architecture, Registers, amd64::Amd64},
     os::VmiOs,
     session::VmiSession,
-    snapshot::{BreakpointId, EventKind, Guest, Process, ProcessFlag, Vcpu, WalkEntry},
+    snapshot::{Capability, EventKind, Guest, Process, ProcessFlag, Vcpu, WalkEntry},
 };
 
 /// How often the process list is read at the most.
@@ -26,8 +20,6 @@ const PROCESSES: Duration = Duration::from_millis(500);
 const PROCESSES_SHARE: u32 = 20;
 /// How often walks and popups are read.
 const DETAILS: Duration = Duration::from_millis(250);
-/// How often an injection is tried.
-const INJECTIONS: Duration = Duration::from_millis(5);
 
 /// When what was read last, and how long the process list took.
 #[derive(Debug, Default)]
@@ -38,6 +30,7 @@ pub(super) struct Due {
     tables: Option<Instant>,
     details: Option<Instant>,
     injections: Option<Instant>,
+    pub(super) returns: Option<Instant>,
 }
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
@@ -49,7 +42,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             self.poll_tables(vmi);
             return;
         }
-        if elapsed(&mut self.due.injections, INJECTIONS) {
+        if elapsed(&mut self.due.injections, missing::INJECTIONS) {
             self.try_injections(vmi);
         }
         if let Some(period) = D::TABLE_POLL
@@ -88,6 +81,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let os = vmi.underlying_os();
         let info = vmi.info().unwrap_or_default();
         let (capabilities, unavailable) = vmi.driver().capabilities();
+        self.faults.set_injecting(!self.options.read_only && capabilities.contains(&Capability::FaultInjection));
         let guest = Guest {
             name: info.name,
             os: os.name().to_owned(),
@@ -191,130 +185,6 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 row.update_walk(walk);
                 self.publisher.tables_changed = true;
             }
-        }
-    }
-
-    /// Makes the page table monitor watch what the fault loop waits for.
-    pub(super) fn follow_faults(&mut self, vmi: VmiSession<'_, D, Os>) {
-        for change in self.faults.take_watch_changes() {
-            let result = match change {
-                WatchChange::Watch(ctx) => self.watch_fault(vmi, ctx),
-                WatchChange::Unwatch(ctx) => self.ptm.unmonitor(vmi.core(), ctx, self.watch_view()),
-            };
-            if let Err(error) = result {
-                tracing::warn!(%error, "could not follow a missing page");
-            }
-        }
-    }
-
-    /// The view in which pages are watched that nobody set a breakpoint on.
-    fn watch_view(&self) -> View {
-        if D::TABLE_POLL.is_none() { self.view.unwrap_or_default() } else { View::default() }
-    }
-
-    fn watch_fault(&mut self, vmi: VmiSession<'_, D, Os>, ctx: AddressContext) -> Result<(), VmiError> {
-        let at_ns = now(vmi);
-        if vmi.translate_address(ctx).is_ok() {
-            self.faults.on_translation_ok(ctx, at_ns);
-        }
-        // A read-only session on a driver with write events notices the page when it reads again.
-        if D::TABLE_POLL.is_none() && self.options.read_only {
-            return Ok(());
-        }
-        let monitored = if D::TABLE_POLL.is_none() {
-            let paused = vmi.core().pause_guard()?;
-            let view = self.view(vmi)?;
-            let monitored = self.ptm.monitor(vmi.core(), ctx, view, Watcher::Fault);
-            drop(paused);
-            monitored
-        } else {
-            self.ptm.monitor(vmi.core(), ctx, View::default(), Watcher::Fault)
-        };
-        if let Err(error) = &monitored {
-            self.faults.on_unservable(ctx, &error.to_string(), at_ns);
-        }
-        monitored
-    }
-
-    /// Injects what waits and is safe to inject now.
-    fn try_injections(&mut self, vmi: VmiSession<'_, D, Os>) {
-        self.watch_refusals(vmi);
-        if self.follows_cr3 && self.faults.open_count() == 0 {
-            self.follow_switches(vmi, false);
-        }
-        if self.paused || self.options.read_only || !D::Delivery::INJECTS || self.faults.open_count() == 0 {
-            return;
-        }
-        let at_ns = now(vmi);
-        self.faults.tick(at_ns);
-        self.follow_switches(vmi, self.faults.waits_for_any(at_ns));
-        for vcpu in (0..vmi.info().map_or(0, |info| info.vcpus)).map(VcpuId) {
-            let Ok(registers) = vmi.core().registers(vcpu) else { continue };
-            if let Err(error) = self.faults.inject_next(vmi.with_registers(&registers), vcpu, at_ns) {
-                tracing::debug!(%error, "could not inject a page fault; its row says why");
-            }
-        }
-    }
-
-    /// Has switches of address spaces reported while a page waits for one.
-    fn follow_switches(&mut self, vmi: VmiSession<'_, D, Os>, wanted: bool) {
-        if wanted == self.follows_cr3 {
-            return;
-        }
-        let switches = EventMonitor::Register(ControlRegister::Cr3);
-        let result = if wanted {
-            self.view(vmi).and_then(|_| vmi.core().monitor_enable(switches))
-        } else {
-            vmi.core().monitor_disable(switches)
-        };
-        match result {
-            Ok(()) => self.follows_cr3 = wanted,
-            Err(error) => tracing::warn!(%error, "could not follow switches of address spaces"),
-        }
-    }
-
-    /// While pages are injected, listens to the guest's exception dispatch.
-    fn watch_refusals(&mut self, vmi: VmiSession<'_, D, Os>) {
-        let wanted = (0..vmi.info().map_or(0, |info| info.vcpus)).any(|vcpu| self.faults.is_in_flight(VcpuId(vcpu)));
-        if wanted == self.refusal_at.is_some() {
-            return;
-        }
-        let result = match self.refusal_at {
-            None => {
-                let Some(va) = vmi.underlying_os().fault_refused_at() else { return };
-                let ctx = AddressContext { va, root: vmi.underlying_os().kernel_root() };
-                self.view(vmi).and_then(|view| {
-                    self.bpm.insert(vmi.core(), Self::refusal(ctx, view))?;
-                    self.refusal_at = Some(ctx);
-                    Ok(())
-                })
-            }
-            Some(ctx) => {
-                let view = self.view.unwrap_or_default();
-                self.bpm.remove(vmi.core(), Self::refusal(ctx, view)).map(|_| self.refusal_at = None)
-            }
-        };
-        if let Err(error) = result {
-            tracing::warn!(%error, "could not listen to the guest's exception dispatch");
-        }
-    }
-
-    fn refusal(ctx: AddressContext, view: View) -> Breakpoint<Purpose, BreakpointId> {
-        Breakpoint::new(ctx, view).global().with_key(Purpose::Refusal).with_tag(BreakpointId::default())
-    }
-
-    /// What turned out to be there is resolved; what became of the missing pages is told.
-    pub(super) fn refresh_faults(&mut self, vmi: VmiSession<'_, D, Os>) {
-        let at_ns = now(vmi);
-        for ctx in self.faults.open_pages() {
-            if vmi.translate_address(ctx).is_ok() {
-                self.faults.on_translation_ok(ctx, at_ns);
-            }
-        }
-        self.follow_faults(vmi);
-        for change in self.faults.take_changes() {
-            let text = format!("{} in root {}: {}", change.ctx.va, change.ctx.root, change.note);
-            self.log.push(at_ns, EventKind::Fault, (change.vcpu, None, String::new()), text);
         }
     }
 }

@@ -13,12 +13,16 @@ use indexmap::IndexSet;
 
 use super::{
     addr::{AddressContext, Pa, Va},
-    driver::VmiRead,
+    arch::Registers,
+    driver::{RegistersOf, VmiRead},
     error::VmiError,
     session::{VmiProber, VmiSession, VmiState},
     snapshot::{Process, ProcessDetail},
     symbols::SymbolTable,
 };
+
+/// The general-purpose registers of a driver's architecture.
+pub type GpOf<Driver> = <RegistersOf<Driver> as Registers>::GpRegisters;
 
 /// A guest's list of processes, as its kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,5 +118,36 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
         _waiting: &IndexSet<AddressContext>,
     ) -> Result<Option<AddressContext>, VmiError> {
         Ok(None)
+    }
+
+    /// The registers with which the vCPU at `fault_refused_at` goes on as if that function had done nothing: for a fault
+    /// that was injected, of which the interrupted program is to hear nothing. `None` where it does no harm.
+    ///
+    /// # Errors
+    /// As a read of the stack.
+    fn unrefused(&self, _vmi: VmiState<'_, Driver, Self>) -> Result<Option<GpOf<Driver>>, VmiError> {
+        Ok(None)
+    }
+
+    /// Why the kernel would not serve a read at an address of the user's half, as far as its own books tell; `None` where
+    /// it would, or where that is only told by trying ([`VmiOs::refused_fault`]).
+    ///
+    /// # Errors
+    /// When its books cannot be read.
+    fn unservable(
+        &self,
+        _vmi: VmiSession<'_, Driver, Self>,
+        _page: AddressContext,
+    ) -> Result<Option<String>, VmiError> {
+        Ok(None)
+    }
+
+    /// Where the threads of an address space that are in the kernel will go on in user mode, a few at most. For drivers
+    /// that do not report switches of address spaces; empty where that is not known.
+    ///
+    /// # Errors
+    /// As a read of the threads.
+    fn user_returns(&self, _vmi: VmiSession<'_, Driver, Self>, _root: Pa) -> Result<Vec<Va>, VmiError> {
+        Ok(Vec::new())
     }
 }

@@ -12,6 +12,8 @@ pub struct CpuText {
     pub registers: Amd64Registers,
     /// Whether it waits for an interrupt (HLT).
     pub halted: bool,
+    /// The base of its task state segment, which holds the stacks of its interrupts.
+    pub task_base: u64,
 }
 
 /// Reads the output; `None` when it has not the registers that everything else needs.
@@ -64,6 +66,11 @@ pub fn parse(text: &str) -> Option<CpuText> {
                 // `IDT=     BASE LIMIT`
                 "IDT" => {
                     registers.idt_base = words.peek().and_then(|base| u64::from_str_radix(base, 16).ok()).unwrap_or(0);
+                    break;
+                }
+                // `TR =SELECTOR BASE LIMIT FLAGS`
+                "TR" => {
+                    cpu.task_base = words.peek().and_then(|base| u64::from_str_radix(base, 16).ok()).unwrap_or(0);
                     break;
                 }
                 "CS" | "SS" | "FS" | "GS" => {
@@ -123,7 +130,7 @@ XMM00=ffffffff00000000 ffff000000000000 XMM01=0101010100000000 010100000000ff00\
         assert_eq!(registers.cs, Segment { selector: 0x10, base: 0, long: true });
         assert_eq!((registers.fs.base, registers.gs.base), (0x1234, 0xffff_8eea_9f30_0000));
         assert_eq!((registers.cr3, registers.cr4, registers.efer), (0x16e0_2000, 0x6a0, 0xd01));
-        assert_eq!(registers.idt_base, 0xffff_fe00_0000_0000);
+        assert_eq!((registers.idt_base, cpu.task_base), (0xffff_fe00_0000_0000, 0xffff_fe00_0003_e000));
         assert!(registers.is_long_mode());
     }
 

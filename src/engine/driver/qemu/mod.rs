@@ -9,6 +9,7 @@ mod attach;
 mod control;
 mod cpu_text;
 mod events;
+mod exception;
 mod gdb;
 pub mod guardian;
 mod leftover;
@@ -212,10 +213,14 @@ impl VmiDriver for QemuDriver {
             Capability::TableWrites,
             "QEMU reports no writes to page tables; they are read again several times a second",
         );
-        refuse(
-            Capability::FaultInjection,
-            "QEMU cannot inject a page fault; a missing page is watched until the guest brings it in by itself",
-        );
+        match (self.read_only, self.kvm) {
+            (true, _) => refuse(Capability::FaultInjection, "the session is read-only; start without --read-only"),
+            (false, true) => refuse(
+                Capability::FaultInjection,
+                "not under KVM; a missing page is watched until the guest brings it in by itself",
+            ),
+            (false, false) => can.push(Capability::FaultInjection),
+        }
         refuse(Capability::Views, "QEMU has no second-level page tables of ours (no altp2m)");
         (can, cannot)
     }
@@ -324,9 +329,10 @@ impl VmiVmControl for QemuDriver {
         Err(VmiError::Unsupported { what: "taking a page from a QEMU guest" })
     }
 
-    fn inject_interrupt(&self, _: VcpuId, _: Interrupt) -> Result<(), VmiError> {
+    /// Under TCG, the processor's exceptions, into 64-bit user mode, while the guest stands.
+    fn inject_interrupt(&self, vcpu: VcpuId, interrupt: Interrupt) -> Result<(), VmiError> {
         self.may_change("injecting an interrupt")?;
-        Err(VmiError::Unsupported { what: "injecting an interrupt into a QEMU guest" })
+        self.deliver_exception(vcpu, interrupt)
     }
 
     /// Takes out all breakpoints and watchpoints and lets go of the gdb stub.

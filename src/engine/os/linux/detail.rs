@@ -83,7 +83,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     }
 
     /// The threads of a process, its first task first. The flag tells that there are more.
-    fn threads(&self, task: &TaskRecord) -> Option<(Vec<ThreadInfo>, bool)> {
+    pub(super) fn threads(&self, task: &TaskRecord) -> Option<(Vec<ThreadInfo>, bool)> {
         let layout = self.os.layout.threads.as_ref()?;
         let head = match layout.head {
             Some(head) if !task.signal.is_null() => task.signal + head,

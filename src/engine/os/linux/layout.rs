@@ -356,6 +356,8 @@ impl KernelModule {
 /// Everything that is known of the kernel's structures; what a kernel does not have is `None`.
 pub(super) struct Layout {
     pub(super) task: Task,
+    /// `task_struct.stack`.
+    pub(super) task_stack: Option<u64>,
     /// `mm_struct.pgd`.
     pub(super) mm_pgd: u64,
     /// `mm_struct.arg_start` and `.arg_end`.
@@ -387,6 +389,7 @@ impl Layout {
         let argument = |name| facts.at("mm_struct", name);
         Ok(Self {
             task: Task::new(facts)?,
+            task_stack: facts.at("task_struct", "stack"),
             mm_pgd: facts.need("mm_struct", "pgd")?,
             arguments: argument("arg_start").zip(argument("arg_end")),
             signal_threads: facts.at("signal_struct", "nr_threads"),

@@ -14,6 +14,7 @@ use crate::engine::{
     addr::Va,
     arch::amd64::Amd64,
     driver::VmiRead,
+    error::VmiError,
     snapshot::{Module, Region, clean},
 };
 
@@ -46,10 +47,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// The regions of an address space (`struct mm_struct`) in order of address.
     pub(super) fn mappings(&self, mm: Va) -> Option<Mappings> {
         let layout = self.os.layout.maps.as_ref()?;
-        let (areas, mut truncated) = match &layout.index {
-            RegionIndex::List { first, next } => self.area_list(mm + *first, *next),
-            RegionIndex::Tree { root, range, allocation } => self.area_tree(mm + *root, *range, *allocation),
-        };
+        let (areas, mut truncated) = self.areas(layout, mm);
         let mut names: HashMap<Va, String> = HashMap::new();
         let mut images: Vec<(Va, Module, bool)> = Vec::new();
         let mut regions = Vec::new();
@@ -98,6 +96,19 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Some(Mappings { regions, modules, truncated })
     }
 
+    /// The flags (`vm_flags`) of the region that covers an address; `None` where none does.
+    pub(super) fn region_flags(&self, mm: Va, va: Va) -> Result<Option<u64>, VmiError> {
+        let unknown = || VmiError::os(format!("the memory regions around {va} cannot be read: retry later"));
+        let layout = self.os.layout.maps.as_ref().ok_or_else(unknown)?;
+        let (areas, truncated) = self.areas(layout, mm);
+        for area in areas {
+            if self.pointer(area + layout.vm_start)? <= va && va < self.pointer(area + layout.vm_end)? {
+                return self.pointer(area + layout.vm_flags).map(|flags| Some(flags.0));
+            }
+        }
+        if truncated { Err(unknown()) } else { Ok(None) }
+    }
+
     /// What a region without a file is for, as `/proc/PID/maps` says it.
     fn area_purpose(&self, layout: &Maps, mm: Va, area: Va, start: u64, end: u64) -> String {
         let special = || {
@@ -119,6 +130,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             }
         };
         special().or_else(known).map(|name| clean(&name, 32)).unwrap_or_default()
+    }
+
+    fn areas(&self, layout: &Maps, mm: Va) -> (Vec<Va>, bool) {
+        match &layout.index {
+            RegionIndex::List { first, next } => self.area_list(mm + *first, *next),
+            RegionIndex::Tree { root, range, allocation } => self.area_tree(mm + *root, *range, *allocation),
+        }
     }
 
     fn area_list(&self, first: Va, next: u64) -> (Vec<Va>, bool) {

@@ -11,6 +11,7 @@ mod crossview;
 mod current;
 mod detail;
 mod detect;
+mod faults;
 mod files;
 pub mod kallsyms;
 mod kernel;
@@ -27,7 +28,7 @@ use self::{current::PerCpu, kernel::Kernel, layout::Layout};
 use super::{CurrentProcess, ProcessList, VmiOs};
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
-    arch::amd64::{Amd64, Amd64Registers},
+    arch::amd64::{Amd64, Amd64GpRegisters, Amd64Registers},
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber, VmiSession, VmiState},
@@ -76,6 +77,11 @@ impl LinuxOs {
         self.isolated
     }
 
+    /// The root that a process is known by, of the two that it has where page tables are isolated.
+    fn known_root(&self, root: Pa) -> Pa {
+        if self.isolated { Pa(root.0 & !0x1000) } else { root }
+    }
+
     /// The loaded modules of the kernel, the one that was loaded last first.
     ///
     /// # Errors
@@ -118,7 +124,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
     }
 
     fn process_root(&self, root: Pa) -> Pa {
-        if self.isolated { Pa(root.0 & !0x1000) } else { root }
+        self.known_root(root)
     }
 
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {
@@ -153,18 +159,23 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
         self.symbols.lookup("force_sig_fault")
     }
 
-    /// `force_sig_fault(signal, code, address)` in the address space of the fault.
     fn refused_fault(
         &self,
         vmi: VmiState<'_, Driver, Self>,
         waiting: &IndexSet<AddressContext>,
     ) -> Result<Option<AddressContext>, VmiError> {
-        let registers = vmi.registers();
-        let root = VmiOs::<Driver>::process_root(self, registers.root());
-        let page = |va: Va| va.0 >> 12;
-        let is_refused = |waiting: &&AddressContext| {
-            VmiOs::<Driver>::process_root(self, waiting.root) == root && page(waiting.va) == page(Va(registers.gp.rdx))
-        };
-        Ok(waiting.iter().find(is_refused).copied())
+        Ok(self.refused(vmi.registers(), waiting))
+    }
+
+    fn unrefused(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<Amd64GpRegisters>, VmiError> {
+        Ok(Some(faults::returned(vmi.registers(), vmi.return_address()?)))
+    }
+
+    fn unservable(&self, vmi: VmiSession<'_, Driver, Self>, page: AddressContext) -> Result<Option<String>, VmiError> {
+        self.kernel(vmi.core()).unservable(page)
+    }
+
+    fn user_returns(&self, vmi: VmiSession<'_, Driver, Self>, root: Pa) -> Result<Vec<Va>, VmiError> {
+        self.kernel(vmi.core()).user_returns(root)
     }
 }

@@ -1,0 +1,98 @@
+//! What the kernel makes of a page fault from user mode (`arch/x86/mm/fault.c`), before it comes and while it runs.
+
+use indexmap::IndexSet;
+
+use super::{LinuxOs, kernel::Kernel, tasks::TaskRecord};
+use crate::engine::{
+    addr::{AddressContext, Pa, Va},
+    arch::amd64::{Amd64, Amd64GpRegisters, Amd64Registers},
+    driver::VmiRead,
+    error::VmiError,
+    os::VmiOs,
+};
+
+/// `VM_READ`, `VM_WRITE` and `VM_EXEC`: a region without any of them is there to be faulted on (`vma_is_accessible`).
+const VM_ACCESS: u64 = 7;
+/// `VM_UFFD_MISSING`: a thread that faults here sleeps until some other one serves it.
+const VM_UFFD_MISSING: u64 = 0x200;
+/// Threads whose way back to user mode is looked up.
+const MOST_RETURNS: usize = 16;
+/// Bytes of a kernel stack, without and with KASAN (`THREAD_SIZE` in `arch/x86/include/asm/page_64_types.h`).
+const STACK_BYTES: [u64; 2] = [0x4000, 0x8000];
+/// `struct pt_regs` at the top of a kernel stack: its size, and where RIP and CS are in it.
+const SAVED_BYTES: u64 = 21 * 8;
+const SAVED_RIP: u64 = 16 * 8;
+const SAVED_CS: u64 = 17 * 8;
+/// `__USER_CS`.
+const USER_CS: u64 = 0x33;
+
+impl LinuxOs {
+    /// `force_sig_fault(signal, code, address)` in the address space of the fault: the page among `waiting` that it
+    /// refuses.
+    pub(super) fn refused(
+        &self,
+        registers: &Amd64Registers,
+        waiting: &IndexSet<AddressContext>,
+    ) -> Option<AddressContext> {
+        let root = self.known_root(registers.root());
+        let page = |va: Va| va.0 >> 12;
+        let is_refused =
+            |waiting: &&AddressContext| waiting.root == root && page(waiting.va) == page(Va(registers.gp.rdx));
+        waiting.iter().find(is_refused).copied()
+    }
+}
+
+/// The registers behind the return of the function whose first instruction is about to run.
+pub(super) fn returned(registers: &Amd64Registers, to: Va) -> Amd64GpRegisters {
+    Amd64GpRegisters { rip: to.0, rsp: registers.gp.rsp.wrapping_add(8), rax: 0, ..registers.gp }
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
+    /// Why the kernel would send a signal for a read at an address of a process.
+    pub(super) fn unservable(&self, page: AddressContext) -> Result<Option<String>, VmiError> {
+        if VmiOs::<Driver>::is_kernel_address(self.os, page.va) {
+            return Ok(Some("it is the kernel's".into()));
+        }
+        let Some(process) = self.process_in(page.root)? else {
+            return Ok(Some("its process has ended".into()));
+        };
+        let flags = self.region_flags(process.mm, page.va)?;
+        let why = match flags {
+            None => "no memory region of the process covers it",
+            Some(flags) if flags & VM_ACCESS == 0 => "its memory region allows no access",
+            Some(flags) if flags & VM_UFFD_MISSING != 0 => "the process serves the faults of its memory region itself",
+            Some(_) => return Ok(None),
+        };
+        Ok(Some(why.into()))
+    }
+
+    /// A process by its address space.
+    fn process_in(&self, root: Pa) -> Result<Option<TaskRecord>, VmiError> {
+        let (tasks, _) = self.task_list()?;
+        let is_it = |task: &TaskRecord| !task.mm.is_null() && self.root_of(task.mm) == Some(root);
+        Ok(tasks.into_iter().find(is_it))
+    }
+
+    /// Where the threads of an address space go on in user mode.
+    pub(super) fn user_returns(&self, root: Pa) -> Result<Vec<Va>, VmiError> {
+        let (Some(stack), Some(process)) = (self.os.layout.task_stack, self.process_in(root)?) else {
+            return Ok(Vec::new());
+        };
+        let threads = self.threads(&process).map(|(threads, _)| threads).unwrap_or_default();
+        let mut places: Vec<Va> = Vec::new();
+        for thread in threads.into_iter().take(MOST_RETURNS) {
+            let Ok(base) = self.pointer(thread.object + stack) else { continue };
+            let place = STACK_BYTES.iter().find_map(|bytes| self.saved_rip(base + *bytes));
+            places.extend(place.filter(|place| !places.contains(place)));
+        }
+        Ok(places)
+    }
+
+    /// The user's RIP at the top of a kernel stack.
+    fn saved_rip(&self, top: Va) -> Option<Va> {
+        let saved = top - SAVED_BYTES;
+        let rip = self.pointer(saved + SAVED_RIP).ok()?;
+        let cs = self.pointer(saved + SAVED_CS).ok()?.0;
+        (cs == USER_CS && !rip.is_null() && !VmiOs::<Driver>::is_kernel_address(self.os, rip)).then_some(rip)
+    }
+}

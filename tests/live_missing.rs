@@ -1,0 +1,130 @@
+//! Missing pages of a real Linux guest: one page fault each, into the right process, and nobody hears of it.
+
+mod live;
+
+use live::{
+    dashboard::Dashboard,
+    guest::{Guest, Job, Options},
+};
+use vmscope::engine::{
+    addr::Va,
+    command::{Command, Done, Target},
+    snapshot::{Capability, Fault, FaultId, FaultState, Snapshot, Status},
+    worker::StartOptions,
+};
+
+/// Where `work missing` maps what it never touches.
+const PAGES: u64 = 0x100_0000_0000;
+const NO_ACCESS: u64 = PAGES + 0x1000;
+const FILE: u64 = PAGES + (1 << 20);
+const BEYOND: u64 = FILE + (1 << 20);
+const NOTHING: u64 = PAGES + (64 << 20);
+
+fn row(snapshot: &Snapshot, id: FaultId) -> Option<Fault> {
+    snapshot.faults.iter().find(|fault| fault.id == id).cloned()
+}
+
+fn ask_for(dashboard: &Dashboard, job: &Job, address: u64) -> FaultId {
+    let target = Target::parse(&format!("{address:#x}@{}", job.pid)).expect("a place");
+    match dashboard.ask(Command::RequestPage { target }) {
+        Ok(Done::Fault(id, _)) => id,
+        answer => panic!("{answer:?}"),
+    }
+}
+
+fn open(guest: &Guest) -> Dashboard {
+    let dashboard = Dashboard::open(guest, true, StartOptions::default());
+    dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    dashboard
+}
+
+/// The states that a page went through, as the events tell them.
+fn notes(snapshot: &Snapshot, address: u64) -> Vec<String> {
+    let of_page = snapshot.events.iter().filter(|event| event.text.starts_with(&Va(address).to_string()));
+    of_page.filter_map(|event| Some(event.text.split_once(": ")?.1.to_owned())).collect()
+}
+
+fn pages_come_in(options: Options) {
+    let Some(mut guest) = Guest::boot(&options) else { return };
+    let busy = guest.start("work missing 3");
+    let dashboard = open(&guest);
+    assert!(dashboard.engine.snapshot.load().can(Capability::FaultInjection).is_ok());
+
+    // Nothing is injected unasked, and by keys it is.
+    let id = ask_for(&dashboard, &busy, PAGES);
+    let file = ask_for(&dashboard, &busy, FILE);
+    assert_eq!(guest.ask(&busy, "report"), "errors 0");
+    for id in [id, file] {
+        let row = row(&dashboard.engine.snapshot.load(), id).expect("a row");
+        assert_eq!((row.state, row.attempts), (FaultState::Pending, 0));
+    }
+    dashboard.keys("4i");
+    let resolved = |id| move |s: &Snapshot| row(s, id).is_some_and(|row| row.state == FaultState::Resolved);
+    let snapshot = dashboard.wait("the page", resolved(id));
+    assert!(row(&snapshot, id).is_some_and(|row| row.attempts > 0 && row.vcpu.is_some()), "{:?}", snapshot.faults);
+    let notes = notes(&snapshot, PAGES);
+    assert!(notes.first().is_some_and(|note| note.contains("waits for its process")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("on its way")), "{notes:?}");
+    assert!(notes.last().is_some_and(|note| note.contains("came in after")), "{notes:?}");
+    assert_eq!(row(&snapshot, file).map(|row| row.attempts), Some(0), "only what was asked for");
+    dashboard.ask(Command::InjectFault(file)).expect("an injection");
+    dashboard.wait("the file's page", resolved(file));
+
+    // What the kernel would answer with a signal is not tried.
+    for (address, why) in [(NO_ACCESS, "no access"), (NOTHING, "no memory region")] {
+        let id = ask_for(&dashboard, &busy, address);
+        let refused = dashboard.ask(Command::InjectFault(id)).expect_err("no such page");
+        assert!(refused.contains(why), "{refused}");
+        let row = row(&dashboard.engine.snapshot.load(), id).expect("a row");
+        assert_eq!((row.state, row.attempts), (FaultState::Suppressed, 0));
+    }
+    // What only the kernel knows it refuses itself, and the process, which never touched the page, gets no signal.
+    let id = ask_for(&dashboard, &busy, BEYOND);
+    dashboard.ask(Command::InjectFault(id)).expect("an injection");
+    let suppressed = |s: &Snapshot| row(s, id).is_some_and(|row| row.state == FaultState::Suppressed);
+    let snapshot = dashboard.wait("the refusal", suppressed);
+    let refused = row(&snapshot, id).expect("a row");
+    assert_eq!((refused.attempts, refused.note.as_str()), (1, "refused by the guest's exception dispatch"));
+    assert_eq!(guest.ask(&busy, "touch"), "errors 0 page 0 file 1");
+
+    // A process that sleeps is waited for where it comes back to user mode.
+    let asleep = guest.start("work map");
+    assert_eq!(guest.ask(&asleep, "map"), "mapped");
+    let id = ask_for(&dashboard, &asleep, PAGES);
+    dashboard.ask(Command::InjectFault(id)).expect("an injection");
+    dashboard.ask(Command::Refresh).expect("a refresh");
+    assert_eq!(row(&dashboard.engine.snapshot.load(), id).map(|row| row.state), Some(FaultState::Pending));
+    assert_eq!(guest.ask(&asleep, "nonsense"), "unknown");
+    dashboard.wait("the sleeper's page", resolved(id));
+    assert_eq!(guest.ask(&asleep, "touch"), "touched");
+
+    assert_eq!(guest.ask(&busy, "report"), "errors 0");
+
+    // Leaving while it waits for a process takes everything along.
+    assert_eq!(guest.ask(&asleep, "drop"), "dropped");
+    let id = ask_for(&dashboard, &asleep, PAGES);
+    dashboard.ask(Command::InjectFault(id)).expect("an injection");
+    dashboard.close();
+    assert_eq!(guest.ask(&asleep, "touch"), "touched");
+    assert_eq!(guest.ask(&busy, "report"), "errors 0");
+    assert_eq!(guest.status(), "running");
+    guest.end(busy);
+    guest.end(asleep);
+    let log = guest.sh("dmesg");
+    assert!(!log.contains("segfault") && !log.contains("BUG:") && !log.contains("Oops"), "{log}");
+}
+
+#[test]
+fn on_6_1() {
+    pages_come_in(Options { kernel: "6.1", smp: 2, plain: true, ..Options::default() });
+}
+
+#[test]
+fn on_6_12_with_isolated_page_tables() {
+    pages_come_in(Options { cpu: "Nehalem", smp: 2, plain: true, ..Options::default() });
+}
+
+#[test]
+fn on_6_12_with_five_levels() {
+    pages_come_in(Options { cpu: "max", smp: 2, plain: true, ..Options::default() });
+}
