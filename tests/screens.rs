@@ -10,7 +10,7 @@ use tui_input::Input;
 use vmscope::{
     engine::{
         command::Subject,
-        snapshot::{BreakpointId, Counters, Snapshot, Status},
+        snapshot::{BreakpointId, Counters, Part, Snapshot, Status},
     },
     ui::{
         self, export, rows,
@@ -51,6 +51,7 @@ fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
         |name, popup: Popup| all.push((name, fixture::snapshot(), UiState { popups: vec![popup], ..base() }));
     with("waiting", Popup::detail(Subject::Process(648)));
     with("event", Popup::Event { event: fixture::events().swap_remove(6), scroll: 0 });
+    with("burst", Popup::Burst { events: fixture::burst(), scroll: 0 });
     with("help", Popup::Help { search: Input::default(), scroll: 0 });
     with("help-search", Popup::Help { search: "guest run".into(), scroll: 0 });
     with("palette", Popup::Palette { input: "s".into(), found: vec![7, 9, 0, 8, 10], chosen: 1 });
@@ -138,7 +139,11 @@ fn states() -> Vec<(&'static str, Snapshot, UiState)> {
         counters: Counters { dropped: 18_204, ..fixture::snapshot().counters },
         ..fixture::snapshot()
     };
+    let bursts = UiState { focus: PaneId::Events, zoom: true, grouped: true, ..base() };
+    let storm = Snapshot { events: Part::new(fixture::storm()), ..fixture::snapshot() };
     vec![
+        ("bursts", storm.clone(), bursts),
+        ("one-by-one", storm, UiState { focus: PaneId::Events, zoom: true, ..base() }),
         ("running", fixture::snapshot(), base()),
         ("attaching", fixture::attaching(), base()),
         ("empty", Snapshot { status: Status::Running, notice: None, ..fixture::attaching() }, base()),

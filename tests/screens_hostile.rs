@@ -154,6 +154,22 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
             },
             None,
         ),
+        (
+            Popup::Burst {
+                events: vec![
+                    Event {
+                        text: word.to_owned(),
+                        process: word.to_owned(),
+                        at_ns: number,
+                        ..fixture::events().swap_remove(0)
+                    };
+                    3
+                ],
+                scroll: 1,
+            },
+            None,
+        ),
+        (Popup::Burst { events: Vec::new(), scroll: 0 }, None),
         (Popup::Help { search: word.into(), scroll: usize::MAX }, None),
         (Popup::Palette { input: word.into(), found: vec![0, 3, usize::MAX], chosen: usize::MAX }, None),
         (Popup::Add(dialog), None),
@@ -248,13 +264,18 @@ fn sorting_loses_no_row() {
     for pane in PaneId::ALL {
         for column in rows::columns(pane) {
             for descending in [false, true] {
-                let mut ui = UiState::default();
+                let mut ui = UiState { grouped: false, ..UiState::default() };
                 ui.pane_mut(pane).sort = Sort { column: column.id, descending };
                 rows::settle(&snapshot, &mut ui);
                 let state = ui.pane(pane);
                 let mut seen: Vec<u32> = state.rows.from(0).map(|row| row.index).collect();
                 seen.sort_unstable();
                 assert!(seen.iter().copied().eq(0..state.rows.total() as u32), "{pane:?} {:?}", Column::Pid);
+                ui.grouped = true;
+                rows::settle(&snapshot, &mut ui);
+                let state = ui.pane(pane);
+                let folded: usize = state.rows.from(0).map(|row| 1 + row.folded as usize).sum();
+                assert_eq!(folded, state.rows.total(), "{pane:?} in bursts");
             }
         }
     }

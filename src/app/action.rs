@@ -77,6 +77,7 @@ pub enum Action {
     Sort,
     SortReverse,
     Tree,
+    GroupEvents,
     Mark,
     MarkAll,
     InvertMarks,
@@ -184,6 +185,7 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::Filter, "filter", &["/"], "filter", "Show only rows that match a regular expression", LISTS).in_footer(),
     entry(Action::Sort, "sort", &["s"], "sort", "Choose the column to sort by", LISTS).in_footer(),
     entry(Action::Tree, "tree", &["t"], "tree", "Show processes as a tree or as a flat list", &[PROCESSES]).in_footer(),
+    entry(Action::GroupEvents, "group-events", &["g"], "group", "Show events that repeat as one row, or each one by itself", &[EVENTS]).in_footer(),
     entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run", EVERYWHERE)
         .needs(Capability::Pause).changes_guest().in_footer(),
     entry(Action::Step, "step", &["n"], "step", "Run one instruction of a busy processor while the guest is paused", EVERYWHERE)

@@ -27,6 +27,8 @@ pub(super) struct Glyphs {
     pub pause: char,
     /// Gone, failed.
     pub gone: char,
+    /// So many times.
+    pub times: char,
     /// Sorted with the smallest, with the largest first.
     pub sorted: [char; 2],
     /// Between things that belong together.
@@ -53,6 +55,7 @@ pub(super) const UNICODE: Glyphs = Glyphs {
     play: '▶',
     pause: '‖',
     gone: '×',
+    times: '×',
     sorted: ['▴', '▾'],
     dot: '·',
     arrow: '→',
@@ -74,6 +77,7 @@ pub(super) const ASCII: Glyphs = Glyphs {
     play: '>',
     pause: '=',
     gone: 'x',
+    times: 'x',
     sorted: ['^', 'v'],
     dot: '-',
     arrow: '>',

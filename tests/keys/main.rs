@@ -15,8 +15,8 @@ use vmscope::{
     engine::{
         command::{Command, Subject, Target},
         snapshot::{
-            BreakpointId, BreakpointState, Capability, Fault, FaultId, Part, Scope, Snapshot, Status, TableId,
-            Unavailable, Va, VcpuId,
+            BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, Part, Scope, Snapshot, Status,
+            TableId, Unavailable, Va, VcpuId,
         },
     },
     ui::state::{Column, PaneId, Past, Popup, RowKey},
@@ -309,6 +309,40 @@ fn a_row_is_copied_with_its_facts() {
     assert_eq!(
         user.press("2 v v y"),
         [Effect::Copy("nt!Function1\t0x1000\tglobal\t1\t\nnt!Function2\t0x2000\tglobal\t2\t".into())]
+    );
+}
+
+#[test]
+fn bursts_are_one_row_that_opens() {
+    let event = |seq: u64| Event {
+        kind: EventKind::Breakpoint,
+        pid: Some(648),
+        at_ns: seq * 100_000_000,
+        text: if seq == 3 { "nt!NtOpenFile(0x0)".into() } else { format!("nt!NtClose({seq:#x})") },
+        ..snapshot().events[seq as usize].clone()
+    };
+    let upto = |last: u64| Snapshot { events: Part::new((0..=last).map(event).collect()), ..snapshot() };
+    let mut user = User::with(upto(5));
+    user.press("5 home");
+    assert_eq!(user.state.focused().rows.len(), 2);
+    assert_eq!(user.state.focused().selected, Some(RowKey::Event(0)));
+    // The burst goes on and the selection stays on it.
+    user.snapshot = upto(9);
+    user.settle();
+    assert_eq!((user.state.focused().selected, user.state.focused().rows.len()), (Some(RowKey::Event(0)), 2));
+    user.press("enter");
+    assert!(matches!(user.popup(), Some(Popup::Burst { events, .. }) if events.len() == 9));
+    user.press("esc");
+    let copied = user.press("y");
+    assert!(matches!(copied.as_slice(), [Effect::Copy(text)] if text.lines().count() == 9), "{copied:?}");
+    user.press("g");
+    assert_eq!(user.state.focused().rows.len(), 10);
+    user.press("enter");
+    assert!(matches!(user.popup(), Some(Popup::Event { event, .. }) if event.seq == 0));
+    user.press("esc g / '0x5' enter enter");
+    assert!(
+        matches!(user.popup(), Some(Popup::Event { event, .. }) if event.seq == 5),
+        "only what the filter lets through"
     );
 }
 

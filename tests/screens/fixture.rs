@@ -198,6 +198,33 @@ pub fn events() -> Vec<Event> {
     events
 }
 
+/// Two processes hitting two breakpoints in turn, a page, and one of them again.
+pub fn storm() -> Vec<Event> {
+    let mut events = events();
+    events.truncate(8);
+    let (mut seq, mut at_ns) = (8, 55 * SECOND);
+    let mut push = |kind, pid, process: &str, text: String, gap: u64| {
+        at_ns += gap;
+        let process = process.to_owned();
+        events.push(Event { seq, at_ns, kind, vcpu: Some(VcpuId((seq % 2) as u16)), pid: Some(pid), process, text });
+        seq += 1;
+    };
+    for n in 0..40u64 {
+        push(EventKind::Breakpoint, 648, "lsass.exe", format!("nt!NtCreateFile({n:#x}, 0x80100080)"), 31_000_000);
+        if n % 4 == 0 {
+            push(EventKind::Breakpoint, 1_204, "explorer.exe", format!("nt!NtClose({n:#x})"), 2_000_000);
+        }
+    }
+    push(EventKind::PageOut, 648, "lsass.exe", "7ffa`1c2a0000 was unmapped".to_owned(), 400_000_000);
+    push(EventKind::Breakpoint, 648, "lsass.exe", "nt!NtCreateFile(0x1f4, 0x80100080)".to_owned(), 2_500_000_000);
+    events
+}
+
+/// The events of one burst.
+pub fn burst() -> Vec<Event> {
+    storm().into_iter().filter(|event| event.text.starts_with("nt!NtClose")).collect()
+}
+
 /// The whole guest.
 pub fn snapshot() -> Snapshot {
     use Capability::*;
@@ -383,5 +410,5 @@ pub fn screen(size: (u16, u16)) -> UiState {
     let footer =
         keys().into_iter().map(|hint| KeyHint { key: hint.key.split(' ').next().unwrap_or("").to_owned(), ..hint });
     let footer = footer.filter(|hint| hint.name != "clear-filter" && hint.name != "request-page").collect();
-    UiState { size, footer, help: keys(), virtual_time: true, ..UiState::default() }
+    UiState { size, footer, help: keys(), virtual_time: true, grouped: false, ..UiState::default() }
 }

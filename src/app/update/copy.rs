@@ -2,11 +2,14 @@
 
 use crate::{
     engine::snapshot::{Breakpoint, Event, Fault, Process, Scope, Snapshot, Table},
-    ui::state::RowKey,
+    ui::{
+        rows,
+        state::{PaneState, RowKey},
+    },
 };
 
-/// The row with this key; `None` when it is gone.
-pub(super) fn text(snapshot: &Snapshot, row: RowKey) -> Option<String> {
+/// The row with this key, a burst as all of its events; nothing when it is gone.
+pub(super) fn lines(snapshot: &Snapshot, pane: &PaneState, row: RowKey) -> Vec<String> {
     let facts = match row {
         RowKey::Process(pid, object) => {
             snapshot.processes.iter().find(|row| row.pid == pid && row.object == object).map(process)
@@ -14,9 +17,13 @@ pub(super) fn text(snapshot: &Snapshot, row: RowKey) -> Option<String> {
         RowKey::Breakpoint(id) => snapshot.breakpoints.iter().find(|row| row.id == id).map(breakpoint),
         RowKey::Table(id) => snapshot.page_tables.iter().find(|row| row.id == id).map(table),
         RowKey::Fault(id) => snapshot.faults.iter().find(|row| row.id == id).map(fault),
-        RowKey::Event(seq) => snapshot.events.iter().find(|row| row.seq == seq).map(event),
+        RowKey::Event(_) => {
+            let row = rows::row_of(snapshot, pane, row);
+            let events = row.map_or_else(Vec::new, |row| rows::events_of(snapshot, pane, row));
+            return events.into_iter().map(|row| event(row).join("\t")).collect();
+        }
     };
-    facts.map(|facts| facts.join("\t"))
+    facts.map(|facts| facts.join("\t")).into_iter().collect()
 }
 
 fn process(row: &Process) -> Vec<String> {

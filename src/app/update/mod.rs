@@ -19,7 +19,7 @@ use super::{
 use crate::{
     engine::{
         command::{Command, Subject, Target},
-        snapshot::{Breakpoint, BreakpointState, Capability, Scope, Snapshot, Status, VcpuId},
+        snapshot::{Breakpoint, BreakpointState, Capability, Event, Scope, Snapshot, Status, VcpuId},
     },
     ui::{
         layout, rows,
@@ -148,6 +148,10 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         }
         Action::Tree => {
             state.tree = !state.tree;
+            Vec::new()
+        }
+        Action::GroupEvents => {
+            state.grouped = !state.grouped;
             Vec::new()
         }
         Action::LogTargets => {
@@ -374,9 +378,15 @@ fn detail(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         Some(RowKey::Breakpoint(id)) => Subject::Breakpoint(id),
         Some(RowKey::Table(id)) => Subject::Table(id),
         Some(RowKey::Fault(id)) => Subject::Fault(id),
-        Some(RowKey::Event(seq)) => {
-            if let Some(event) = snapshot.events.iter().find(|event| event.seq == seq) {
-                state.popups.push(Popup::Event { event: event.clone(), scroll: 0 });
+        Some(selected @ RowKey::Event(_)) => {
+            let pane = state.focused();
+            let row = rows::row_of(snapshot, pane, selected);
+            let mut events: Vec<Event> =
+                row.map_or_else(Vec::new, |row| rows::events_of(snapshot, pane, row).into_iter().cloned().collect());
+            if events.len() > 1 {
+                state.popups.push(Popup::Burst { events, scroll: 0 });
+            } else if let Some(event) = events.pop() {
+                state.popups.push(Popup::Event { event, scroll: 0 });
             }
             return Vec::new();
         }
@@ -414,11 +424,11 @@ fn ask(state: &mut UiState, snapshot: &Snapshot, purpose: Purpose) -> Vec<Effect
 
 fn copy(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     let rows = targets(state);
-    let lines: Vec<String> = rows.iter().filter_map(|&row| copy::text(snapshot, row)).collect();
+    let lines: Vec<String> = rows.iter().flat_map(|&row| copy::lines(snapshot, state.focused(), row)).collect();
     if lines.is_empty() {
         return Vec::new();
     }
-    state.notify(Severity::Info, if lines.len() == 1 { "copied one row" } else { "copied the marked rows" });
+    state.notify(Severity::Info, if rows.len() == 1 { "copied one row" } else { "copied the marked rows" });
     vec![Effect::Copy(lines.join("\n"))]
 }
 

@@ -56,14 +56,14 @@ pub(super) fn key(
         Popup::Add(_) => return Some(add(state, snapshot, key, code)),
         Popup::Sort { .. } => sort(state, code),
         Popup::Confirm(_) => return Some(confirm(state, code)),
-        Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. } => return None,
+        Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. } => return None,
     }
     Some(Vec::new())
 }
 
 /// Whether a popup is typed into or chosen from; the others are read, with the keys of the table.
 pub(super) const fn takes_keys(popup: &Popup) -> bool {
-    !matches!(popup, Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. })
+    !matches!(popup, Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. })
 }
 
 /// Text was pasted: into the field that is open, nowhere else.

@@ -66,7 +66,13 @@ pub(super) fn cell<'a>(
         }
         Column::Rate => match breakpoint.state {
             BreakpointState::Active => {
-                Cell::new(pen.glyphs.spark(&breakpoint.rates, usize::from(width)), theme.sparkline)
+                // The number first, where there is room for both.
+                let now = breakpoint.rates.last().map_or_else(String::new, |&rate| {
+                    if width < 18 { String::new() } else { format!("{:>4}/s ", format::short_count(rate)) }
+                });
+                let bars = usize::from(width).saturating_sub(now.len());
+                let bars = pen.glyphs.spark(&breakpoint.rates, bars);
+                Cell::new(now + &bars, theme.sparkline)
             }
             BreakpointState::Pending => Cell::new("pending", style),
             // Storm control takes a breakpoint out with a reason; a user needs none.

@@ -23,7 +23,7 @@ use ratatui::{
 };
 
 pub(super) use self::{
-    breakpoints::state_glyph as breakpoint_glyph, events::kind_style as event_kind_style,
+    breakpoints::state_glyph as breakpoint_glyph, events::kind_style as event_kind_style, events::rate as event_rate,
     faults::state_glyph as fault_glyph,
 };
 use regex::Regex;
@@ -62,7 +62,7 @@ pub(super) fn draw(pen: &mut Pen<'_>, id: PaneId, area: Rect, snapshot: &Snapsho
         pen.frame(area, border);
     }
     let pane = ui.pane(id);
-    let list = rows::list(snapshot, pane, ui.tree);
+    let list = rows::list(snapshot, pane, ui.shaped(id));
     title(pen, parts, focused, snapshot, ui, pane, &list);
     if id == PaneId::Log {
         let inner = parts.heading.union(parts.rows);

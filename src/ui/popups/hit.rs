@@ -35,7 +35,7 @@ pub fn popup_hit(snapshot: &Snapshot, ui: &UiState, x: u16, y: u16) -> PopupHit 
         (list.contains(point) && nth < total).then_some(PopupHit::Item(nth))
     };
     let (area, hit) = match popup {
-        Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. } => {
+        Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. } => {
             let theme = Theme::plain();
             let desk = desk(screen, snapshot, ui, &theme, Glyphs::of(ui.ascii));
             (sheet(&desk, popup).map_or_else(Rect::default, |sheet| place(screen, &sheet)), None)

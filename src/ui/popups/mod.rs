@@ -58,7 +58,7 @@ pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, snapshot: &Snapshot, ui: &Ui
         return;
     }
     match popup {
-        Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. } => {
+        Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. } => {
             let desk = desk(screen, snapshot, ui, pen.theme, pen.glyphs);
             if let Some(sheet) = sheet(&desk, popup) {
                 let area = place(screen, &sheet);
@@ -83,10 +83,13 @@ pub(super) fn clamp_scroll(snapshot: &Snapshot, ui: &mut UiState) {
     let mut popups = std::mem::take(&mut ui.popups);
     for popup in &mut popups {
         let most = match &*popup {
-            Popup::Detail { scroll: 0, .. } | Popup::Event { scroll: 0, .. } | Popup::Message { scroll: 0, .. } => {
+            Popup::Detail { scroll: 0, .. }
+            | Popup::Event { scroll: 0, .. }
+            | Popup::Burst { scroll: 0, .. }
+            | Popup::Message { scroll: 0, .. } => {
                 continue;
             }
-            Popup::Detail { .. } | Popup::Event { .. } | Popup::Message { .. } => {
+            Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. } => {
                 let sheet = sheet(&desk(screen, snapshot, ui, &theme, glyphs), popup);
                 sheet.map_or(0, |sheet| {
                     let area = place(screen, &sheet);
@@ -116,7 +119,10 @@ fn desk<'a>(
 
 const fn scroll_of(popup: &Popup) -> usize {
     match popup {
-        Popup::Detail { scroll, .. } | Popup::Event { scroll, .. } | Popup::Message { scroll, .. } => *scroll,
+        Popup::Detail { scroll, .. }
+        | Popup::Event { scroll, .. }
+        | Popup::Burst { scroll, .. }
+        | Popup::Message { scroll, .. } => *scroll,
         _ => 0,
     }
 }
@@ -126,6 +132,7 @@ fn sheet(desk: &Desk<'_>, popup: &Popup) -> Option<Sheet> {
     match popup {
         Popup::Detail { subject, .. } => Some(detail(desk, subject)),
         Popup::Event { event, .. } => Some(event::sheet(desk, event)),
+        Popup::Burst { events, .. } => Some(event::burst(desk, events)),
         Popup::Message { title, text, severity, .. } => {
             let style = match severity {
                 Severity::Info => desk.theme.popup,

@@ -4,24 +4,26 @@
 //! A list is an index into a part of the snapshot ([`Rows`]). [`settle`] keeps it in the pane and makes it anew only when
 //! the part's generation, the filter or the order changed, so that ten thousand rows cost nothing while they rest.
 
+mod bursts;
 mod columns;
 mod filter;
 mod order;
 mod tally;
 mod tree;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 pub(in crate::ui) use self::filter::{breakpoint_word, fault_word, flag_word};
 pub use self::{
+    bursts::stem,
     columns::{ColumnSpec, Placed, column_at, columns, fit},
     tally::Tally,
 };
 use super::{
     layout, popups,
-    state::{PaneId, PaneState, RowKey, Sort, UiState},
+    state::{Column, PaneId, PaneState, RowKey, Sort, UiState},
 };
-use crate::engine::snapshot::{Part, Snapshot};
+use crate::engine::snapshot::{Event, Part, Snapshot};
 
 /// One row of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,10 @@ pub struct RowRef {
     pub last: bool,
     /// Bit *n* is set when the line of a parent at depth *n* goes on past this row.
     pub lines: u64,
+    /// How many more events a burst has than the one at `index`, which is its newest.
+    pub folded: u32,
+    /// A burst's first event.
+    pub first: u32,
 }
 
 /// A filtered and sorted list of a pane, and what it was made of.
@@ -54,7 +60,8 @@ struct Ingredients {
     /// Expression at work.
     filter: Option<String>,
     sort: Sort,
-    tree: bool,
+    /// Whether processes are a tree, and events folded into bursts.
+    shaped: bool,
 }
 
 impl Rows {
@@ -90,8 +97,8 @@ impl Rows {
 }
 
 /// The list of a pane: the one it keeps when that is still true, else a new one. The log pane has none.
-pub fn list(snapshot: &Snapshot, pane: &PaneState, tree: bool) -> Rows {
-    let tree = tree && pane.id == PaneId::Processes;
+/// `shaped` makes a tree of processes, and bursts of events.
+pub fn list(snapshot: &Snapshot, pane: &PaneState, shaped: bool) -> Rows {
     let (generation, data, total) = match pane.id {
         PaneId::Processes => stamp(&snapshot.processes),
         PaneId::Breakpoints => stamp(&snapshot.breakpoints),
@@ -101,16 +108,21 @@ pub fn list(snapshot: &Snapshot, pane: &PaneState, tree: bool) -> Rows {
         PaneId::Log => return Rows::default(),
     };
     let filter = pane.filter.regex().map(|regex| regex.as_str().to_owned());
-    let made_of = Ingredients { generation, data, filter, sort: pane.sort, tree };
+    let made_of = Ingredients { generation, data, filter, sort: pane.sort, shaped };
     if pane.rows.made_of.as_ref() == Some(&made_of) {
         return pane.rows.clone();
     }
     let mut indices = filter::matching(snapshot, pane);
-    order::sort(snapshot, pane.id, pane.sort, &mut indices);
-    let items = if tree {
-        tree::arrange(&snapshot.processes, &indices)
-    } else {
-        indices.into_iter().map(|index| RowRef { index, ..RowRef::default() }).collect()
+    let items = match pane.id {
+        PaneId::Events if shaped => in_bursts(snapshot, pane.sort, &indices),
+        id => {
+            order::sort(snapshot, id, pane.sort, &mut indices);
+            if shaped && id == PaneId::Processes {
+                tree::arrange(&snapshot.processes, &indices)
+            } else {
+                indices.into_iter().map(|index| RowRef { index, first: index, ..RowRef::default() }).collect()
+            }
+        }
     };
     let same_data = |old: &Ingredients| (old.generation, old.data) == (generation, data);
     let tally = match &pane.rows.made_of {
@@ -118,6 +130,31 @@ pub fn list(snapshot: &Snapshot, pane: &PaneState, tree: bool) -> Rows {
         _ => Arc::new(tally::tally(snapshot, pane.id)),
     };
     Rows { items: items.into(), total, tally, made_of: Some(made_of) }
+}
+
+/// Bursts in the order in which they began, or by a column of their newest event.
+fn in_bursts(snapshot: &Snapshot, sort: Sort, indices: &[u32]) -> Vec<RowRef> {
+    let mut rows = bursts::fold(&snapshot.events, indices);
+    if sort.column != Column::Seq {
+        let mut newest: Vec<u32> = rows.iter().map(|row| row.index).collect();
+        order::sort(snapshot, PaneId::Events, sort, &mut newest);
+        let by_newest: HashMap<u32, RowRef> = rows.iter().map(|&row| (row.index, row)).collect();
+        rows = newest.iter().filter_map(|index| by_newest.get(index).copied()).collect();
+    } else if sort.descending {
+        rows.reverse();
+    }
+    rows
+}
+
+/// The events of a row, oldest first: one, or those of a burst.
+pub fn events_of<'a>(snapshot: &'a Snapshot, pane: &PaneState, row: RowRef) -> Vec<&'a Event> {
+    let indices = if row.folded > 0 { filter::matching(snapshot, pane) } else { Vec::new() };
+    bursts::members(&snapshot.events, &indices, row)
+}
+
+/// The row of an event's or a burst's key.
+pub fn row_of(snapshot: &Snapshot, pane: &PaneState, wanted: RowKey) -> Option<RowRef> {
+    pane.rows.items.iter().copied().find(|&row| key(snapshot, pane.id, row) == Some(wanted))
 }
 
 fn stamp<T>(part: &Part<Vec<T>>) -> (u64, usize, usize) {
@@ -132,7 +169,8 @@ pub fn key(snapshot: &Snapshot, pane: PaneId, row: RowRef) -> Option<RowKey> {
         PaneId::Breakpoints => snapshot.breakpoints.get(index).map(|b| RowKey::Breakpoint(b.id)),
         PaneId::Tables => snapshot.page_tables.get(index).map(|t| RowKey::Table(t.id)),
         PaneId::Faults => snapshot.faults.get(index).map(|f| RowKey::Fault(f.id)),
-        PaneId::Events => snapshot.events.get(index).map(|e| RowKey::Event(e.seq)),
+        // The first event of a burst stays when it goes on.
+        PaneId::Events => snapshot.events.get(row.first as usize).map(|e| RowKey::Event(e.seq)),
         PaneId::Log => None,
     }
 }
@@ -169,16 +207,16 @@ fn newest_place(pane: &PaneState) -> usize {
 /// Brings what the screen remembers in line with the snapshot: lists, selections, scroll offsets, marks of rows that are
 /// gone. Call it once before each frame and after each action that changed a filter, an order or a selection.
 pub fn settle(snapshot: &Snapshot, ui: &mut UiState) {
-    let tree = ui.tree;
     for id in PaneId::ALL {
         let height = layout::visible_rows(ui, id);
-        settle_pane(snapshot, ui.pane_mut(id), tree, height);
+        let shaped = ui.shaped(id);
+        settle_pane(snapshot, ui.pane_mut(id), shaped, height);
     }
     popups::clamp_scroll(snapshot, ui);
 }
 
-fn settle_pane(snapshot: &Snapshot, pane: &mut PaneState, tree: bool, height: usize) {
-    let rows = list(snapshot, pane, tree);
+fn settle_pane(snapshot: &Snapshot, pane: &mut PaneState, shaped: bool, height: usize) {
+    let rows = list(snapshot, pane, shaped);
     let renewed = rows.made_of != pane.rows.made_of;
     pane.rows = rows;
     if renewed && !pane.marks.is_empty() {
@@ -202,7 +240,7 @@ fn settle_pane(snapshot: &Snapshot, pane: &mut PaneState, tree: bool, height: us
 }
 
 fn all_keys(snapshot: &Snapshot, pane: PaneId) -> impl Iterator<Item = RowKey> + '_ {
-    (0u32..).map_while(move |index| key(snapshot, pane, RowRef { index, ..RowRef::default() }))
+    (0u32..).map_while(move |index| key(snapshot, pane, RowRef { index, first: index, ..RowRef::default() }))
 }
 
 /// The first row to show, as near to the wanted one as keeps the selection in sight and leaves no needless gap below.
@@ -217,10 +255,7 @@ pub fn offset(wanted: usize, selected: usize, total: usize, height: usize) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        engine::snapshot::{Process, Va},
-        ui::state::Column,
-    };
+    use crate::engine::snapshot::{Process, Va};
 
     fn snapshot(pids: &[u32]) -> Snapshot {
         let process =

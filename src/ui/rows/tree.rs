@@ -31,7 +31,7 @@ pub(super) fn arrange(processes: &[Process], order: &[u32]) -> Vec<RowRef> {
     let mut seen = vec![false; processes.len()];
     // Roots first; what a cycle keeps away from every root is a root of its own.
     for &top in tops.iter().chain(order) {
-        let mut stack = vec![RowRef { index: top, depth: 0, last: true, lines: 0 }];
+        let mut stack = vec![RowRef { index: top, last: true, ..RowRef::default() }];
         while let Some(row) = stack.pop() {
             match seen.get_mut(row.index as usize) {
                 Some(seen) if !*seen => *seen = true,
@@ -41,7 +41,13 @@ pub(super) fn arrange(processes: &[Process], order: &[u32]) -> Vec<RowRef> {
             let depth = (row.depth + 1).min(DEEPEST);
             let below = children.get(&row.index).into_iter().flatten().rev().enumerate();
             let lines = if row.last { row.lines } else { row.lines | 1 << row.depth };
-            stack.extend(below.map(|(nth, &index)| RowRef { index, depth, last: nth == 0, lines }));
+            stack.extend(below.map(|(nth, &index)| RowRef {
+                index,
+                depth,
+                last: nth == 0,
+                lines,
+                ..RowRef::default()
+            }));
         }
     }
     rows

@@ -32,6 +32,8 @@ pub struct UiState {
     pub panes: [PaneState; 6],
     /// Processes as a tree (parents above their children) instead of a flat list.
     pub tree: bool,
+    /// Events that repeat as one row.
+    pub grouped: bool,
     /// The log pane's own state.
     pub log: LogState,
     /// What lies above the panes; the last one gets the keys.
@@ -65,6 +67,7 @@ impl Default for UiState {
             split: Split::default(),
             panes: PaneId::ALL.map(PaneState::new),
             tree: false,
+            grouped: true,
             log: LogState::default(),
             popups: Vec::new(),
             notices: Vec::new(),
@@ -104,6 +107,15 @@ impl UiState {
             PaneId::Faults => faults,
             PaneId::Events => events,
             PaneId::Log => log,
+        }
+    }
+
+    /// Whether a pane's list has a shape of its own: a tree of processes, bursts of events.
+    pub const fn shaped(&self, pane: PaneId) -> bool {
+        match pane {
+            PaneId::Processes => self.tree,
+            PaneId::Events => self.grouped,
+            _ => false,
         }
     }
 

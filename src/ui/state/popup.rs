@@ -26,6 +26,13 @@ pub enum Popup {
         /// First line shown.
         scroll: usize,
     },
+    /// The events of a burst, oldest first.
+    Burst {
+        /// The events.
+        events: Vec<Event>,
+        /// First line shown.
+        scroll: usize,
+    },
     /// Every key, from [`UiState::help`](super::UiState::help).
     Help {
         /// Only lines with these words.
@@ -86,6 +93,7 @@ impl Popup {
         match self {
             Self::Detail { scroll, .. }
             | Self::Event { scroll, .. }
+            | Self::Burst { scroll, .. }
             | Self::Help { scroll, .. }
             | Self::Message { scroll, .. } => Some(scroll),
             Self::Add(_) | Self::Filter { .. } | Self::Sort { .. } | Self::Palette { .. } | Self::Confirm(_) => None,
@@ -101,9 +109,12 @@ impl Popup {
                 AddField::Tag => Some(&mut dialog.tag),
                 AddField::Scope => None,
             },
-            Self::Detail { .. } | Self::Event { .. } | Self::Sort { .. } | Self::Confirm(_) | Self::Message { .. } => {
-                None
-            }
+            Self::Detail { .. }
+            | Self::Event { .. }
+            | Self::Burst { .. }
+            | Self::Sort { .. }
+            | Self::Confirm(_)
+            | Self::Message { .. } => None,
         }
     }
 }
