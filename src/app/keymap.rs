@@ -75,8 +75,8 @@ pub fn name(key: KeyCombination) -> String {
     match key.codes {
         OneToThree::One(KeyCode::Char(c)) if plain && c != ' ' => c.to_string(),
         OneToThree::One(KeyCode::BackTab) => "shift-tab".to_owned(),
-        OneToThree::One(KeyCode::PageUp) if plain => "pgup".to_owned(),
-        OneToThree::One(KeyCode::PageDown) if plain => "pgdn".to_owned(),
+        OneToThree::One(KeyCode::PageUp) if key.modifiers.is_empty() => "pgup".to_owned(),
+        OneToThree::One(KeyCode::PageDown) if key.modifiers.is_empty() => "pgdn".to_owned(),
         _ => key.to_string().to_lowercase(),
     }
 }
@@ -220,6 +220,8 @@ mod tests {
         assert_eq!(pressed(KeyEvent::new(KeyCode::Char('?'), KeyModifiers::SHIFT)), typed('?'));
         assert_eq!(pressed(KeyEvent::new(KeyCode::Char('S'), KeyModifiers::NONE)), typed('S'));
         assert_eq!(name(typed('É')), "É");
-        assert_eq!(parse("shift-tab").map(name).as_deref(), Ok("shift-tab"));
+        for key in ["shift-tab", "pgdn", "shift-pagedown", "ctrl-pageup"] {
+            assert_eq!(parse(key).map(name).as_deref(), Ok(key));
+        }
     }
 }

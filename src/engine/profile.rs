@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use serde::{Deserialize, Deserializer};
 
-use super::{addr::Va, error::VmiError};
+use super::{addr::Va, error::VmiError, snapshot::clean};
 
 /// The facts of one kernel build.
 #[derive(Clone, Debug, Deserialize)]
@@ -72,8 +72,9 @@ impl Profile {
     /// # Errors
     /// [`VmiError::Os`] in one line: what is wrong and where.
     pub fn parse(text: &str) -> Result<Self, VmiError> {
-        let profile: Self = serde_json::from_str(text)
-            .map_err(|error| VmiError::os(format!("the Windows profile cannot be read: {error}")))?;
+        let profile: Self = serde_json::from_str(text).map_err(|error| {
+            VmiError::os(format!("the Windows profile cannot be read: {}", clean(&error.to_string(), 300)))
+        })?;
         // Offsets and symbols are added to addresses all over; absurd ones are refused once, here.
         let absurd = |value: u64| value > 1 << 32;
         let fields = profile.types.values().flat_map(|t| t.fields.values());
@@ -141,6 +142,7 @@ mod tests {
     fn a_broken_profile_is_refused_in_one_line() {
         let message = |text: &str| Profile::parse(text).map(|_| ()).expect_err("broken").to_string();
         assert!(message("{").starts_with("the Windows profile cannot be read: "));
+        assert!(message("{\"\x7f\u{9b}2J\": 1}").contains("unknown field `\u{2421}\u{fffd}2J`"));
         let odd = r#"{"source": "", "build": 1, "image_size": 0, "types": {}, "symbols": {"x": "zz"}}"#;
         assert!(message(odd).contains("\"zz\" is not a hexadecimal number"), "{}", message(odd));
         let huge = r#"{"source": "", "build": 1, "image_size": 0, "types": {}, "symbols": {"x": "0xffffffffffff"}}"#;

@@ -10,6 +10,8 @@ mod control;
 mod cpu_text;
 mod events;
 mod exception;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gdb;
 pub mod guardian;
 mod leftover;

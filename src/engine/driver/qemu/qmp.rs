@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::transport::{Address, Stream, wait_readable};
+use super::transport::{Address, Stream, check_flood, wait_readable};
 use crate::engine::{error::VmiError, snapshot::clean};
 
 /// How long QEMU may take to answer. Its main loop holds everything up while it saves or migrates a machine.
@@ -47,6 +47,14 @@ impl Qmp {
             io::ErrorKind::TimedOut => VmiError::Invalid(no_greeting(address)),
             _ => VmiError::driver(format!("connecting to QEMU's QMP socket {address}"), error),
         })?;
+        Self::over(stream, address, greeting_time)
+    }
+
+    /// The same over a socket that is connected already.
+    ///
+    /// # Errors
+    /// As [`Qmp::connect`].
+    pub fn over(stream: Stream, address: &Address, greeting_time: Duration) -> Result<Self, VmiError> {
         let mut qmp = Self {
             stream,
             address: address.clone(),
@@ -194,9 +202,9 @@ impl Qmp {
             if self.received.len() > LONGEST_LINE {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "its reply is too long"));
             }
-            if self.stream.read_available(&mut self.received)? == 0
-                && !wait_readable(&[self.stream.as_raw_fd()], deadline)?.0
-            {
+            if self.stream.read_available(&mut self.received)? != 0 {
+                check_flood(deadline)?;
+            } else if !wait_readable(&[self.stream.as_raw_fd()], deadline)?.0 {
                 return Ok(None);
             }
         }
@@ -224,4 +232,34 @@ fn no_greeting(address: &Address) -> String {
         "{address} does not greet: another client holds this QMP socket (QEMU serves one at a time), or it is not \
          QEMU's; end the other client or give QEMU a second -qmp option"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::net::UnixStream};
+
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 7, "minor": 2}}}}"#;
+
+    /// A client of a peer that has said this, and the peer.
+    fn client(said: &str) -> (Qmp, UnixStream) {
+        let (ours, mut peer) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("a socket");
+        peer.write_all(format!("{GREETING}\n{{\"return\": {{}}, \"id\": 1}}\n{said}").as_bytes()).expect("room");
+        let address = Address::Tcp("test:1".into());
+        (Qmp::over(Stream::Unix(ours), &address, REPLY_TIME).expect("a greeting"), peer)
+    }
+
+    #[test]
+    fn replies_are_told_from_events_and_from_late_ones() {
+        let (mut qmp, _peer) = client(
+            "{\"event\": \"STOP\"}\n{\"return\": 1, \"id\": 1}\n{\"return\": 2, \"id\": 2}\n\
+             {\"error\": {\"desc\": \"no \\u001b[2J\"}, \"id\": 3}\n",
+        );
+        assert_eq!(qmp.execute("x", json!({})).ok(), Some(json!(2)));
+        let refused = qmp.execute("y", json!({})).expect_err("refused").to_string();
+        assert_eq!(refused, "asking QEMU to y: no \u{241b}[2J");
+        assert_eq!(qmp.events().ok(), Some(vec!["STOP".to_owned()]));
+    }
 }

@@ -223,6 +223,20 @@ pub fn wait_readable(fds: &[RawFd], deadline: Instant) -> io::Result<(bool, bool
     poll(fds, libc::POLLIN, deadline)
 }
 
+/// How long a peer may go on talking behind a deadline: what has come in until then is still taken.
+const FLOOD_TIME: Duration = Duration::from_secs(1);
+
+/// Tells a peer whose data never end, and so never let a wait run into its deadline.
+///
+/// # Errors
+/// `InvalidData` when it talks long behind the deadline.
+pub fn check_flood(deadline: Instant) -> io::Result<()> {
+    if Instant::now() < deadline + FLOOD_TIME {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "its peer never stops talking"))
+}
+
 fn poll(fds: &[RawFd], events: libc::c_short, deadline: Instant) -> io::Result<(bool, bool)> {
     let of = |index: usize| libc::pollfd { fd: fds.get(index).copied().unwrap_or(-1), events, revents: 0 };
     // `poll` ignores negative descriptors.
@@ -266,6 +280,14 @@ mod tests {
         for text in ["", "unix:", "localhost", "host:port", "host:70000"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_peer_may_talk_up_to_the_deadline_and_a_little_longer() {
+        let now = Instant::now();
+        assert!(check_flood(now + FLOOD_TIME).is_ok());
+        let long_ago = now.checked_sub(FLOOD_TIME).expect("the machine is up for longer than that");
+        assert_eq!(check_flood(long_ago).map_err(|error| error.kind()), Err(io::ErrorKind::InvalidData));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use super::btf::Btf;
-use crate::engine::error::VmiError;
+use crate::engine::{error::VmiError, snapshot::clean};
 
 /// Offsets in bytes by structure and member path: the kernel's own type information, overruled by a profile.
 pub(super) struct Facts<'a> {
@@ -52,7 +52,8 @@ impl<'a> Facts<'a> {
         let profile = match profile {
             Some(text) => serde_json::from_str(text).map_err(|error| {
                 VmiError::os(format!(
-                    "the profile is not of the form {{\"task_struct\": {{\"tasks\": \"0x4a8\"}}}}: {error}"
+                    "the profile is not of the form {{\"task_struct\": {{\"tasks\": \"0x4a8\"}}}}: {}",
+                    clean(&error.to_string(), 300)
                 ))
             })?,
             None => Profile::new(),
@@ -79,6 +80,15 @@ impl<'a> Facts<'a> {
             ))
         })
     }
+}
+
+/// Reads the text of a profile as a kernel without type information would be read with it.
+///
+/// # Errors
+/// As [`LinuxOs::detect`](super::LinuxOs::detect) for a broken or incomplete profile.
+#[cfg(feature = "fuzzing")]
+pub fn check_profile(text: &str) -> Result<(), VmiError> {
+    Layout::new(&Facts::new(None, Some(text))?).map(|_| ())
 }
 
 /// What a walk over processes reads of a `task_struct` (`include/linux/sched.h`).

@@ -20,6 +20,9 @@ mod maps;
 mod modules;
 mod tasks;
 
+#[cfg(feature = "fuzzing")]
+pub use self::layout::check_profile;
+
 use std::sync::Arc;
 
 use indexmap::IndexSet;

@@ -19,10 +19,15 @@ use std::{
     time::Instant,
 };
 
-pub use self::stop::{Stop, Thread};
-use self::{
+#[cfg(feature = "fuzzing")]
+pub use self::{
+    packet::{Decoder, LARGEST, Piece, encode},
+    target::{Register, registers as described_registers},
+};
+pub use self::{
     packet::{from_hex, to_hex},
     registers::RegisterFile,
+    stop::{Stop, Thread},
     wire::Wire,
 };
 use super::{qmp::Qmp, transport::Address};
@@ -51,16 +56,23 @@ impl Gdb {
     /// # Errors
     /// A sentence: nobody listens, somebody else holds the stub, or it is not QEMU's.
     pub fn connect(address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
-        let mut wire = Wire::connect(address, qmp)?;
+        Self::over(Wire::connect(address, qmp)?)
+    }
+
+    /// The same over a wire that is connected already.
+    ///
+    /// # Errors
+    /// As [`Gdb::connect`].
+    pub fn over(mut wire: Wire) -> Result<Self, VmiError> {
         let features = wire.command(b"qSupported:multiprocess+;vContSupported+;xmlRegisters=i386")?;
         wire.forget_stops();
         let features: Vec<&[u8]> = features.split(|&byte| byte == b';').collect();
         if !features.contains(&&b"qXfer:features:read+"[..]) || !features.contains(&&b"multiprocess+"[..]) {
-            return Err(strange(address, "it does not describe its registers"));
+            return Err(strange(wire.address(), "it does not describe its registers"));
         }
         let registers = target::registers(&mut |file| description(&mut wire, file))?;
         let Some(file) = RegisterFile::new(&registers) else {
-            return Err(strange(address, "its registers are not those of an x86-64 processor"));
+            return Err(strange(wire.address(), "its registers are not those of an x86-64 processor"));
         };
         let threads = list_threads(&mut wire)?;
         Ok(Self { wire, threads, file, selected: None })
@@ -255,12 +267,13 @@ fn description(wire: &mut Wire, file: &str) -> Result<String, VmiError> {
 fn list_threads(wire: &mut Wire) -> Result<Vec<Thread>, VmiError> {
     let mut threads = Vec::new();
     let mut request: &[u8] = b"qfThreadInfo";
-    while threads.len() < MOST_THREADS {
+    for _ in 0..MOST_THREADS {
         let reply = wire.command(request)?;
         let Some(list) = reply.strip_prefix(b"m") else { break };
         threads.extend(list.split(|&byte| byte == b',').filter_map(Thread::parse));
         request = b"qsThreadInfo";
     }
+    threads.truncate(MOST_THREADS);
     if threads.is_empty() { Err(strange(wire.address(), "it has no threads")) } else { Ok(threads) }
 }
 

@@ -33,18 +33,30 @@ impl Decoder {
 
     /// The next complete piece. Bytes outside of packets that mean nothing are passed over.
     pub fn next_piece(&mut self) -> Option<Piece> {
+        loop {
+            let (first, piece) = self.next_of_any_kind()?;
+            // `%` is a notification: not answered, and none is asked for.
+            if first != b'%' {
+                return Some(piece);
+            }
+        }
+    }
+
+    /// The next piece with its first byte.
+    fn next_of_any_kind(&mut self) -> Option<(u8, Piece)> {
         let start = self.received.iter().position(|byte| matches!(byte, b'+' | b'-' | b'$' | b'%'));
         self.received.drain(..start.unwrap_or(self.received.len()));
-        match self.received.first()? {
-            b'+' => self.take(1, Piece::Ack),
-            b'-' => self.take(1, Piece::Nack),
-            &first => {
+        let &first = self.received.first()?;
+        let (bytes, piece) = match first {
+            b'+' => (1, Piece::Ack),
+            b'-' => (1, Piece::Nack),
+            _ => {
                 let Some(end) = self.received.iter().position(|&byte| byte == b'#') else {
                     if self.received.len() <= LARGEST {
                         return None;
                     }
                     self.received.clear();
-                    return Some(Piece::Damaged);
+                    return Some((b'$', Piece::Damaged));
                 };
                 let sum = self.received.get(end + 1..end + 3)?;
                 let sum = std::str::from_utf8(sum).ok().and_then(|sum| u8::from_str_radix(sum, 16).ok());
@@ -53,16 +65,11 @@ impl Decoder {
                     Some(packet) if sum == Some(checksum(data)) => Piece::Packet(packet),
                     _ => Piece::Damaged,
                 };
-                let piece = self.take(end + 3, piece)?;
-                // `%` is a notification: not answered, and none is asked for.
-                if first == b'$' { Some(piece) } else { self.next_piece() }
+                (end + 3, piece)
             }
-        }
-    }
-
-    fn take(&mut self, bytes: usize, piece: Piece) -> Option<Piece> {
+        };
         self.received.drain(..bytes.min(self.received.len()));
-        Some(piece)
+        Some((first, piece))
     }
 }
 
@@ -159,6 +166,7 @@ mod tests {
         assert_eq!(pieces(b"-$OK#9a"), [Piece::Nack, packet(b"OK")]);
         assert_eq!(pieces(b"junk$#00"), [packet(b"")]);
         assert_eq!(pieces(b"%Stop:T05#99$OK#9a"), [packet(b"OK")]);
+        assert_eq!(pieces(&[&b"%#00".repeat(200_000)[..], b"$OK#9a"].concat()), [packet(b"OK")]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
 use crate::engine::{
     driver::qemu::{
         qmp::Qmp,
-        transport::{Address, Stream, wait_readable},
+        transport::{Address, Stream, check_flood, wait_readable},
     },
     error::VmiError,
 };
@@ -30,6 +30,9 @@ const FIRST_REPLY_TIME: Duration = Duration::from_secs(2);
 const ACK_TIME: Duration = Duration::from_millis(100);
 /// How often a packet is sent.
 const SEND_ATTEMPTS: usize = 8;
+
+/// Stops that are kept until somebody asks for them; QEMU has one at a time.
+const MOST_STOPS: usize = 1024;
 
 /// A connection that packets go over.
 #[derive(Debug)]
@@ -54,6 +57,14 @@ impl Wire {
     pub fn connect(address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
         let stream = Stream::connect(address, FIRST_REPLY_TIME)
             .map_err(|error| VmiError::driver(format!("connecting to QEMU's gdb stub at {address}"), error))?;
+        Self::over(stream, address, qmp)
+    }
+
+    /// The same over a socket that is connected already.
+    ///
+    /// # Errors
+    /// As [`Wire::connect`].
+    pub fn over(stream: Stream, address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
         let mut wire = Self {
             stream,
             address: address.clone(),
@@ -222,7 +233,10 @@ impl Wire {
             }
             match self.stream.read_available(self.decoder.input()) {
                 Ok(0) => {}
-                Ok(_) => continue,
+                Ok(_) => match check_flood(deadline) {
+                    Ok(()) => continue,
+                    Err(error) => return Err(self.give_up(&error)),
+                },
                 Err(error) => return Err(self.give_up(&error)),
             }
             match wait_readable(&[self.stream.as_raw_fd()], deadline) {
@@ -250,6 +264,9 @@ impl Wire {
     }
 
     fn note(&mut self, stop: Stop) {
+        if self.stops.len() == MOST_STOPS {
+            self.stops.pop_front();
+        }
         self.stops.push_back(stop);
         self.stops_seen = self.stops_seen.wrapping_add(1);
     }

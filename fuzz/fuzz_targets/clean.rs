@@ -1,0 +1,4 @@
+//! `fuzz::clean` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::clean(data));

@@ -1,0 +1,4 @@
+//! `fuzz::gdb_bytes` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::gdb_bytes(data));

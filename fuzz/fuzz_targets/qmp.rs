@@ -1,0 +1,4 @@
+//! `fuzz::qmp` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::qmp(data));
