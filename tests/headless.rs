@@ -17,7 +17,6 @@ use vmscope::{
         console::Input,
         event_loop::Setup,
         headless::{End, Plan},
-        keymap::Keymap,
         screenshot::{Screenshot, json},
         start,
     },
@@ -29,7 +28,6 @@ use vmscope::{
             SCHEMA, Scope, Snapshot, Status, Table, ThreadInfo, Unavailable, Va, Vcpu, View, WalkEntry,
         },
     },
-    ui::{state::UiState, theme::Theme},
 };
 
 /// What an engine does besides answering.

@@ -15,8 +15,8 @@ use vmscope::{
     ui::{
         self, export, rows,
         state::{
-            AddDialog, AddField, Candidate, ColorDepth, Column, Confirm, PaneId, Past, Popup, Purpose, RowKey,
-            Severity, Sort, UiState,
+            AddDialog, AddField, Ask, Candidate, Choice, Choose, ColorDepth, Column, Confirm, PaneId, Past, Popup,
+            Purpose, RowKey, Severity, Sort, Then, UiState,
         },
         theme::Theme,
     },
@@ -89,6 +89,28 @@ fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
             yes: "quit".to_owned(),
             no: "stay".to_owned(),
             chosen_yes: false,
+            then: Then::Leave,
+        }),
+    );
+    let ask = |file: &str, error: Option<&str>| Ask {
+        title: "Export".into(),
+        label: "file".into(),
+        input: file.into(),
+        hint: ".txt, .ansi, .svg or .png for the screen, .json for the snapshot itself".into(),
+        does: "write".into(),
+        error: error.map(str::to_owned),
+    };
+    with("export", Popup::Ask(ask("vmscope-WIN10-19045-12s.svg", None)));
+    let refused = "cannot write /no/such/a.svg: No such file or directory (os error 2); choose another file or folder";
+    with("export-error", Popup::Ask(ask("/no/such/a.svg", Some(refused))));
+    with(
+        "theme",
+        Popup::Choose(Choose {
+            choice: Choice::Theme("dark".into()),
+            title: "Theme".into(),
+            items: Theme::names().map(|name| (name.to_owned(), "built in".to_owned())).collect(),
+            chosen: 1,
+            does: "keep".into(),
         }),
     );
     with(

@@ -10,7 +10,10 @@ use vmscope::{
     engine::{command::Subject, snapshot::*},
     ui::{
         self, export, rows,
-        state::{AddDialog, Candidate, Column, Confirm, PaneId, Popup, Purpose, Severity, Sort, UiState},
+        state::{
+            AddDialog, Ask, Candidate, Choice, Choose, Column, Confirm, PaneId, Popup, Purpose, Severity, Sort, Then,
+            UiState,
+        },
         theme::Theme,
     },
 };
@@ -135,6 +138,22 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
         yes: word.to_owned(),
         no: word.to_owned(),
         chosen_yes: true,
+        then: Then::Leave,
+    };
+    let ask = Ask {
+        title: word.to_owned(),
+        label: word.to_owned(),
+        input: word.into(),
+        hint: word.to_owned(),
+        does: word.to_owned(),
+        error: Some(word.to_owned()),
+    };
+    let choose = Choose {
+        choice: Choice::Cell,
+        title: word.to_owned(),
+        items: vec![(word.to_owned(), word.to_owned()); 30],
+        chosen: usize::MAX,
+        does: word.to_owned(),
     };
     vec![
         (Popup::Detail { subject: Subject::Process(648), scroll: 3 }, Some(process_detail(word, number))),
@@ -174,6 +193,8 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
         (Popup::Palette { input: word.into(), found: vec![0, 3, usize::MAX], chosen: usize::MAX }, None),
         (Popup::Add(dialog), None),
         (Popup::Confirm(confirm), None),
+        (Popup::Ask(ask), None),
+        (Popup::Choose(choose), None),
         (Popup::Sort { pane: PaneId::Events, chosen: usize::MAX }, None),
         (Popup::Filter { pane: PaneId::Processes, input: word.into(), before: String::new() }, None),
         (Popup::Message { title: word.to_owned(), text: word.to_owned(), severity: Severity::Error, scroll: 9 }, None),

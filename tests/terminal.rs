@@ -14,12 +14,11 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 use portable_pty::{Child, CommandBuilder, ExitStatus, MasterPty, PtySize, native_pty_system};
 use vmscope::{
-    app::{event_loop::Setup, keymap::Keymap, start, terminal},
+    app::{event_loop::Setup, start, terminal},
     engine::{
         command::{self, Engine, Request},
         snapshot::{Part, Process, Snapshot, Status},
     },
-    ui::{state::UiState, theme::Theme},
 };
 
 /// No step of a test takes nearly as long.

@@ -9,7 +9,7 @@ use std::{
 use etcetera::BaseStrategy;
 use serde::Deserialize;
 
-use crate::{nearest::nearest, ui::theme::Theme};
+use crate::nearest::nearest;
 
 /// What a configuration may say.
 #[derive(Clone, Debug, Deserialize)]
@@ -107,35 +107,9 @@ impl Config {
     }
 }
 
-/// A theme by its name (built in, or `themes/NAME.toml` in the configuration folder) or by its file.
-///
-/// # Errors
-/// A sentence when there is none, or it cannot be read or does not parse.
-pub fn theme(name: &str) -> Result<Theme, String> {
-    if Theme::builtin_text(name).is_some() {
-        return Theme::builtin(name);
-    }
-    let path = theme_file(name);
-    let text = fs::read_to_string(&path).map_err(|error| {
-        let known = Theme::names().collect::<Vec<_>>().join(", ");
-        format!("cannot read the theme {}: {error}; name a file or one of {known}", path.display())
-    })?;
-    let parent = |parent: &str| {
-        Theme::builtin_text(parent).map(str::to_owned).or_else(|| fs::read_to_string(theme_file(parent)).ok())
-    };
-    Theme::parse(name, &text, parent)
-}
-
-/// Where a theme that is not built in is looked for: its own file, else the user's folder of themes.
-fn theme_file(name: &str) -> PathBuf {
-    let own = PathBuf::from(name);
-    match folder() {
-        Some(folder) if !own.exists() => {
-            let file = folder.join("themes").join(format!("{name}.toml"));
-            if file.exists() { file } else { own }
-        }
-        _ => own,
-    }
+/// The user's folder of themes, where there can be one.
+pub fn themes_folder() -> Option<PathBuf> {
+    Some(folder()?.join("themes"))
 }
 
 fn default_path() -> Option<PathBuf> {

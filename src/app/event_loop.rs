@@ -16,16 +16,19 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SendTimeoutError, Tr
 use crossterm::event::{Event, KeyEventKind, MouseEventKind};
 use ratatui::{
     Terminal,
-    backend::Backend,
+    backend::{Backend, TestBackend},
     layout::{Position, Rect},
 };
 
 use super::{
     console::{Console, Input, Next, Situation},
+    export::{Exported, export},
     history::History,
     keymap::{self, Keymap},
     logging,
-    update::{self, Draft, Effect, hints, mouse, popup},
+    screenshot::Shot,
+    themes::Themes,
+    update::{self, Draft, Effect, choose, hints, mouse, popup},
 };
 use crate::{
     engine::{
@@ -34,7 +37,7 @@ use crate::{
     },
     ui::{
         self, rows,
-        state::{Popup, Severity, UiState},
+        state::{Ask, Choice, Choose, Confirm, Popup, Severity, Then, UiState},
         theme::Theme,
     },
 };
@@ -49,12 +52,16 @@ const ANSWER_BOUND: Duration = Duration::from_secs(60);
 const UNDER_WAY: usize = 64;
 /// How long the engine may take to leave the guest.
 const LEAVE_BOUND: Duration = Duration::from_secs(10);
+/// How often the file of a user's theme is looked at.
+const THEME_LOOK: Duration = Duration::from_secs(1);
+/// What takes longer than this is told.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// What a loop needs besides terminal, console and engine.
 #[derive(Debug, Default)]
 pub struct Setup {
     /// The colours.
-    pub theme: Theme,
+    pub themes: Themes,
     /// The keys.
     pub keymap: Keymap,
     /// The state that the screen begins with.
@@ -76,6 +83,8 @@ pub enum Ended {
 
 /// A command under way.
 struct Pending {
+    /// What the engine does, in words.
+    what: &'static str,
     answer: Receiver<Answer>,
     draft: Option<Box<Draft>>,
     since: Instant,
@@ -86,7 +95,7 @@ pub struct Loop<'a, B: Backend, C: Console> {
     terminal: &'a mut Terminal<B>,
     console: &'a mut C,
     engine: Engine,
-    theme: Theme,
+    themes: Themes,
     keymap: Keymap,
     state: UiState,
     history: History,
@@ -100,6 +109,8 @@ pub struct Loop<'a, B: Backend, C: Console> {
     began: Instant,
     drawn: Option<Instant>,
     ticked: Duration,
+    /// When the theme's file was looked at last.
+    looked: Instant,
     ended: Option<Result<Ended, String>>,
 }
 
@@ -117,7 +128,7 @@ where
         Self {
             terminal,
             console,
-            theme: setup.theme,
+            themes: setup.themes,
             keymap: setup.keymap,
             state,
             history: History::new(Arc::clone(&first)),
@@ -130,6 +141,7 @@ where
             began: Instant::now(),
             drawn: None,
             ticked: Duration::ZERO,
+            looked: Instant::now(),
             ended: None,
             engine,
         }
@@ -151,6 +163,11 @@ where
             self.wait(wait);
             self.collect();
         }
+    }
+
+    /// The colours on the screen.
+    pub const fn theme(&self) -> &Theme {
+        self.themes.theme()
     }
 
     /// The picture on the screen.
@@ -221,6 +238,12 @@ where
             if !self.state.notices.is_empty() {
                 at_most((self.ticked + TICK).saturating_sub(self.now()));
             }
+            if self.themes.is_from_file() {
+                at_most(THEME_LOOK.saturating_sub(self.looked.elapsed()));
+            }
+            if !self.pending.is_empty() && !self.console.is_scripted() {
+                at_most(MOMENT);
+            }
         }
         match longest {
             Some(time) => {
@@ -277,7 +300,44 @@ where
         if answered || (pinged && !in_step) {
             self.digest();
         }
+        self.look_at_theme();
+        self.tell_progress();
         self.tick();
+    }
+
+    /// Reads the theme's file again when it was written.
+    fn look_at_theme(&mut self) {
+        if !self.themes.is_from_file() || self.console.is_virtual() || self.looked.elapsed() < THEME_LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        if let Some(read) = self.themes.follow() {
+            self.theme_was_read(read);
+        }
+    }
+
+    fn theme_was_read(&mut self, read: Result<(), String>) {
+        match read {
+            Ok(()) => {
+                let text = format!("theme {}: read again", self.themes.name());
+                self.state.notify(Severity::Info, text);
+            }
+            Err(why) => self.state.notify(Severity::Error, format!("{why}; the theme stays as it was")),
+        }
+        self.settle();
+    }
+
+    /// Says what takes longer than a moment. A script has nobody to be told.
+    fn tell_progress(&mut self) {
+        let oldest = self.pending.first().filter(|oldest| oldest.since.elapsed() >= MOMENT);
+        let busy = oldest.filter(|_| !self.console.is_scripted()).map(|oldest| {
+            let tenths = oldest.since.elapsed().as_millis() / 100;
+            format!("{} ({}.{} s)", oldest.what, tenths / 10, tenths % 10)
+        });
+        if busy != self.state.busy {
+            self.state.busy = busy;
+            self.dirty = true;
+        }
     }
 
     /// Whether the engine has published; notes its end.
@@ -333,9 +393,30 @@ where
         if let Ok(size) = self.terminal.size() {
             self.state.size = (size.width, size.height);
         }
+        self.log_notices();
         rows::settle(&self.shown, &mut self.state);
         hints::refresh(&mut self.state, &self.shown, &self.keymap);
         self.dirty = true;
+    }
+
+    /// A notice fades; the log keeps it.
+    fn log_notices(&mut self) {
+        for notice in self.state.notices.iter_mut().filter(|notice| !notice.logged) {
+            notice.logged = true;
+            match notice.severity {
+                Severity::Info => tracing::info!("{}", notice.text),
+                Severity::Warning => tracing::warn!("{}", notice.text),
+                Severity::Error => tracing::error!("{}", notice.text),
+            }
+        }
+    }
+
+    /// Shows a sentence that the engine has logged already.
+    fn notify_logged(&mut self, severity: Severity, text: String) {
+        self.state.notify(severity, text);
+        if let Some(notice) = self.state.notices.last_mut() {
+            notice.logged = true;
+        }
     }
 
     fn input(&mut self, input: Input) {
@@ -398,7 +479,51 @@ where
                     let suspended = self.console.suspend();
                     self.redraw(suspended);
                 }
+                Effect::ChooseTheme => {
+                    let (items, name) = (self.themes.list(), self.themes.name().to_owned());
+                    let chosen = items.iter().position(|(item, _)| *item == name).unwrap_or(0);
+                    let (title, does) = ("Theme".into(), "keep".into());
+                    let choice = Choice::Theme(name);
+                    self.state.popups.push(Popup::Choose(Choose { choice, title, items, chosen, does }));
+                }
+                Effect::Theme(name) => {
+                    if let Err(why) = self.themes.choose(&name) {
+                        self.state.notify(Severity::Error, format!("{why}; the theme stays as it was"));
+                    }
+                }
+                Effect::ReloadTheme => {
+                    let read = self.themes.reload();
+                    self.theme_was_read(read);
+                }
+                Effect::Export { file, overwrite } => self.export(file, overwrite),
+                Effect::SaveState => {}
                 Effect::Leave => self.ended = Some(Ok(Ended::Done)),
+            }
+        }
+    }
+
+    /// Writes the panes as they are, without what lies above them, to a file.
+    fn export(&mut self, file: String, overwrite: bool) {
+        let notices = std::mem::take(&mut self.state.notices);
+        let (columns, rows) = self.state.size;
+        let Ok(mut terminal) = Terminal::new(TestBackend::new(columns, rows));
+        let (shown, state, theme) = (&self.shown, &self.state, self.themes.theme());
+        let Ok(_) = terminal.draw(|frame| ui::render(frame, shown, state, theme));
+        let exported = export(&file, overwrite, &Shot { buffer: terminal.backend().buffer(), snapshot: shown, theme });
+        self.state.notices = notices;
+        match exported {
+            Ok(Exported::Written(path)) => self.state.notify(Severity::Info, format!("wrote {}", path.display())),
+            Ok(Exported::Exists(path)) => self.state.popups.push(Popup::Confirm(Confirm {
+                title: "Overwrite".into(),
+                text: format!("{} is there already. What is in it will be lost.", path.display()),
+                yes: "overwrite".into(),
+                no: "keep".into(),
+                chosen_yes: false,
+                then: Then::Overwrite(file),
+            })),
+            Err(why) => {
+                let question = choose::file_question(file);
+                self.state.popups.push(Popup::Ask(Ask { error: Some(why), ..question }));
             }
         }
     }
@@ -415,8 +540,9 @@ where
             && let Some((command, draft)) = self.outbox.pop_front()
         {
             let (answer, receiver) = bounded(1);
+            let what = doing(&command);
             match self.engine.requests.try_send(Request { command, answer }) {
-                Ok(()) => self.pending.push(Pending { answer: receiver, draft, since: Instant::now() }),
+                Ok(()) => self.pending.push(Pending { what, answer: receiver, draft, since: Instant::now() }),
                 Err(TrySendError::Full(request)) if !self.pending.is_empty() => {
                     self.outbox.push_front((request.command, draft));
                     return;
@@ -438,7 +564,7 @@ where
         match answer {
             Ok(Done::Quiet) => {}
             Ok(Done::Said(text) | Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
-                self.state.notify(Severity::Info, text);
+                self.notify_logged(Severity::Info, text);
             }
             Ok(Done::Found(found, more)) => {
                 let text = format!("found {}{} times", found.len(), if more { " or more" } else { "" });
@@ -450,7 +576,7 @@ where
                     dialog.error = Some(why);
                     self.state.popups.push(Popup::Add(dialog));
                 } else {
-                    self.state.notify(Severity::Error, why);
+                    self.notify_logged(Severity::Error, why);
                 }
             }
         }
@@ -483,12 +609,28 @@ where
     fn draw(&mut self) -> Result<(), String> {
         logging::collect();
         self.console.begin_frame();
-        let (shown, state, theme) = (&self.shown, &self.state, &self.theme);
+        let (shown, state, theme) = (&self.shown, &self.state, self.themes.theme());
         let drawn = self.terminal.draw(|frame| ui::render(frame, shown, state, theme)).map(|_| ());
         self.console.end_frame();
         self.dirty = false;
         self.drawn = Some(Instant::now());
         drawn.map_err(|error| format!("cannot draw on the terminal: {error}"))
+    }
+}
+
+/// What the engine does for a command, in words.
+const fn doing(command: &Command) -> &'static str {
+    match command {
+        Command::AddBreakpoint { .. } | Command::ToggleBreakpoint(_) | Command::RemoveBreakpoint(_) => {
+            "changing a breakpoint"
+        }
+        Command::WatchAddress { .. } | Command::UnwatchAddress(_) => "changing what is watched",
+        Command::Pause | Command::Resume => "waiting for the guest's processors",
+        Command::Step(_) => "stepping",
+        Command::Inspect(_) => "reading the guest",
+        Command::Search { .. } => "searching the guest's memory",
+        Command::Refresh => "reading everything again",
+        _ => "waiting for the engine",
     }
 }
 

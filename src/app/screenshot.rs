@@ -82,19 +82,29 @@ pub struct Shot<'a> {
     pub theme: &'a Theme,
 }
 
+impl Format {
+    /// The screen in this form.
+    ///
+    /// # Errors
+    /// A sentence when it cannot be made.
+    pub fn render(self, shot: &Shot<'_>) -> Result<Vec<u8>, String> {
+        Ok(match self {
+            Self::Text => export::text(shot.buffer).into_bytes(),
+            Self::Ansi => export::ansi(shot.buffer).into_bytes(),
+            Self::Svg => export::svg(shot.buffer, shot.theme).into_bytes(),
+            Self::Png => export::png(shot.buffer, shot.theme)?,
+            Self::Json => json(shot.snapshot)?.into_bytes(),
+        })
+    }
+}
+
 impl Screenshot {
     /// Takes it and leaves it where it belongs.
     ///
     /// # Errors
     /// A sentence when it cannot be made or written.
     pub fn leave(&self, shot: &Shot<'_>) -> Result<(), String> {
-        let bytes = match self.format {
-            Format::Text => export::text(shot.buffer).into_bytes(),
-            Format::Ansi => export::ansi(shot.buffer).into_bytes(),
-            Format::Svg => export::svg(shot.buffer, shot.theme).into_bytes(),
-            Format::Png => export::png(shot.buffer, shot.theme)?,
-            Format::Json => json(shot.snapshot)?.into_bytes(),
-        };
+        let bytes = self.format.render(shot)?;
         let written = match &self.file {
             Some(file) => fs::write(file, bytes),
             None => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush()),

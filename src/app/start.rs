@@ -21,13 +21,11 @@ use super::{
     screenshot::{Screenshot, Shot},
     script::Size,
     terminal::{self, Keyboard, Screen},
+    themes::Themes,
 };
 use crate::{
     engine::command::Engine,
-    ui::{
-        state::{ColorDepth, UiState},
-        theme::Theme,
-    },
+    ui::state::{ColorDepth, UiState},
 };
 
 /// The size of a headless screen that is not told.
@@ -54,16 +52,17 @@ pub struct Wishes<'a> {
 /// A sentence when one of them cannot be read or is wrong.
 pub fn prepare(wishes: Wishes<'_>) -> Result<Setup, String> {
     let config = Config::read(wishes.config)?;
-    let theme = match (wishes.theme, &config.theme) {
-        (Some(theme), _) => config::theme(theme)?,
-        (None, Some(theme)) => config::theme(theme).map_err(|why| config.blame(&why))?,
-        (None, None) => Theme::default(),
-    };
-    let keymap = Keymap::new(&config.keys()).map_err(|why| config.blame(&why))?;
     let colors = if wishes.headless { ColorDepth::TrueColor } else { colors() };
+    let mut themes = Themes::new(config::themes_folder(), colors);
+    match (wishes.theme, &config.theme) {
+        (Some(theme), _) => themes.choose(theme)?,
+        (None, Some(theme)) => themes.choose(theme).map_err(|why| config.blame(&why))?,
+        (None, None) => {}
+    }
+    let keymap = Keymap::new(&config.keys()).map_err(|why| config.blame(&why))?;
     let state = UiState { colors, ascii: wishes.ascii || config.ascii, ..UiState::default() };
     let mouse = config.mouse && !wishes.no_mouse;
-    Ok(Setup { theme: theme.reduced(colors), keymap, state, mouse, logged: None })
+    Ok(Setup { themes, keymap, state, mouse, logged: None })
 }
 
 /// How many colours the terminal says it has.
@@ -98,14 +97,13 @@ pub fn headless(
         let size = size.unwrap_or(DEFAULT_SIZE);
         let Ok(mut terminal) = Terminal::new(TestBackend::new(size.columns, size.rows));
         let mut console = Scripted::new(plan, signals);
-        let theme = setup.theme.clone();
         let mut run = Loop::new(&mut terminal, &mut console, engine, setup);
         let ended = match run.run() {
             Ok(Ended::Done) => Ok(()),
             Ok(Ended::Signal(signal)) => Err(format!("ended by {signal} before the run was over")),
             Err(why) => Err(why),
         };
-        let shown = run.shown().clone();
+        let (shown, theme) = (run.shown().clone(), run.theme().clone());
         let shot = Shot { buffer: terminal.backend().buffer(), snapshot: &shown, theme: &theme };
         let left = screenshots.iter().try_for_each(|screenshot| screenshot.leave(&shot));
         ended.and(left)

@@ -107,6 +107,9 @@ pub(super) fn notices(pen: &mut Pen<'_>, area: Rect, snapshot: &Snapshot, ui: &U
         };
         say(severity, notice);
     }
+    if let Some(busy) = &ui.busy {
+        say(Severity::Info, busy);
+    }
     for notice in &ui.notices {
         say(notice.severity, &notice.text);
     }

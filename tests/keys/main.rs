@@ -15,11 +15,11 @@ use vmscope::{
     engine::{
         command::{Command, Subject, Target},
         snapshot::{
-            BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, Part, Scope, Snapshot, Status,
-            TableId, Unavailable, Va, VcpuId,
+            BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, Guest, Part, Process, Scope,
+            Snapshot, Status, TableId, Unavailable, Va, VcpuId,
         },
     },
-    ui::state::{Column, PaneId, Past, Popup, RowKey},
+    ui::state::{Choice, Choose, Column, Confirm, PaneId, Past, Popup, RowKey, Then},
 };
 
 use user::{User, breakpoint, snapshot};
@@ -344,6 +344,90 @@ fn bursts_are_one_row_that_opens() {
         matches!(user.popup(), Some(Popup::Event { event, .. }) if event.seq == 5),
         "only what the filter lets through"
     );
+}
+
+#[test]
+fn a_cell_or_a_whole_pane_is_copied() {
+    let mut user = User::new();
+    user.press("j ctrl-y");
+    assert!(matches!(user.popup(), Some(Popup::Choose(choose)) if choose.items.len() == 3), "an empty cell is none");
+    assert_eq!(user.press("j j enter"), [Effect::Copy("lsass.exe".into())]);
+    assert_eq!(user.notice(), "copied the name");
+    assert!(user.press("ctrl-y q").is_empty() && user.popup().is_none());
+    user.press("/ 'lsa' enter");
+    assert_eq!(user.press("Y"), [Effect::Copy("pid\tppid\tname\troot\n648\t0\tlsass.exe\t".into())]);
+    assert_eq!(user.notice(), "copied 1 rows of the processes");
+    user.press("esc / 'nothing' enter");
+    assert!(user.press("Y y").is_empty());
+
+    let process = |pid| Process { pid, name: "a-rather-long-name.exe".into(), ..Process::default() };
+    let mut user = User::with(Snapshot { processes: Part::new((0..10_000).map(process).collect()), ..snapshot() });
+    assert!(user.press("Y").is_empty(), "more than a terminal takes");
+    assert!(user.notice().contains("not copied") && user.notice().contains("filter the pane"), "{}", user.notice());
+}
+
+#[test]
+fn a_screen_is_exported_to_a_file_of_a_good_name() {
+    let mut named = snapshot();
+    named.guest = Part::new(Guest { name: "../my guest\x1b".into(), ..Guest::default() });
+    named.taken_at_ns = 12_300_000_000;
+    let mut user = User::with(named);
+    user.press("e");
+    let export = |file: &str, overwrite| Effect::Export { file: file.into(), overwrite };
+    assert_eq!(user.press("enter"), [export("vmscope-my-guest-12s.svg", false)]);
+    assert!(user.press("e ctrl-u enter").is_empty());
+    assert!(matches!(user.popup(), Some(Popup::Ask(ask)) if ask.error.is_some()), "a name is needed");
+    assert_eq!(user.press("'/a b.png' enter"), [export("/a b.png", false)]);
+    assert!(user.popup().is_none());
+    assert!(user.press("e esc").is_empty());
+    let question = |then| Confirm {
+        title: "Overwrite".into(),
+        text: String::new(),
+        yes: "overwrite".into(),
+        no: "keep".into(),
+        chosen_yes: false,
+        then,
+    };
+    user.state.popups.push(Popup::Confirm(question(Then::Overwrite("a.png".into()))));
+    assert!(user.press("enter").is_empty(), "keeping is chosen at first");
+    user.state.popups.push(Popup::Confirm(question(Then::Overwrite("a.png".into()))));
+    assert_eq!(user.press("y"), [export("a.png", true)]);
+}
+
+#[test]
+fn a_theme_is_shown_while_it_is_chosen() {
+    let mut user = User::new();
+    assert_eq!(user.press("T"), [Effect::ChooseTheme]);
+    let choose = || {
+        let items = ["dark", "light", "mono"].map(|name| (name.to_owned(), String::new())).into();
+        Popup::Choose(Choose {
+            choice: Choice::Theme("light".into()),
+            title: "Theme".into(),
+            items,
+            chosen: 1,
+            does: "keep".into(),
+        })
+    };
+    let theme = |name: &str| Effect::Theme(name.into());
+    user.state.popups.push(choose());
+    assert_eq!(
+        user.press("j k k k enter"),
+        [theme("mono"), theme("light"), theme("dark"), theme("dark"), theme("dark")]
+    );
+    user.state.popups.push(choose());
+    assert_eq!(user.press("end esc"), [theme("mono"), theme("light")], "as it was before");
+    assert!(user.popup().is_none());
+    assert_eq!(user.press(": 'reload-theme' enter"), [Effect::ReloadTheme]);
+}
+
+#[test]
+fn lists_to_choose_from_follow_the_users_keys() {
+    let mut user = User::new();
+    user.keymap = Keymap::new(&[("down".into(), vec!["n".into()]), ("step".into(), Vec::new())]).unwrap();
+    user.press("s n n enter");
+    assert_eq!(user.state.focused().sort.column, Column::Name);
+    user.press("ctrl-y n");
+    assert!(matches!(user.popup(), Some(Popup::Choose(choose)) if choose.chosen == 1));
 }
 
 #[test]

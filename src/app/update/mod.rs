@@ -4,6 +4,7 @@
 //! [`Effect`]s, which only the loop carries out. Here are the panes; [`popup`] has what is typed and chosen above
 //! them, [`hints`] the footer and the help.
 
+pub mod choose;
 mod copy;
 pub mod hints;
 pub mod mouse;
@@ -23,7 +24,7 @@ use crate::{
     },
     ui::{
         layout, rows,
-        state::{AddDialog, Confirm, PaneId, Popup, Purpose, RowKey, Severity, Split, UiState},
+        state::{AddDialog, Confirm, PaneId, Popup, Purpose, RowKey, Severity, Split, Then, UiState},
     },
 };
 
@@ -50,6 +51,21 @@ pub enum Effect {
     Redraw,
     /// Go to the shell for a while.
     Suspend,
+    /// Let a theme be chosen among those that there are.
+    ChooseTheme,
+    /// Use the theme of this name.
+    Theme(String),
+    /// Read the theme's file again.
+    ReloadTheme,
+    /// Write the screen to this file, in the form that its extension says.
+    Export {
+        /// The path as it was typed.
+        file: String,
+        /// Whether a file that is there already is written anew.
+        overwrite: bool,
+    },
+    /// Keep what the user has set for the next run.
+    SaveState,
     /// End the program.
     Leave,
 }
@@ -160,7 +176,13 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         }
         Action::LogMore => log_level(state, TuiWidgetEvent::RightKey),
         Action::LogLess => log_level(state, TuiWidgetEvent::LeftKey),
-        Action::Copy => copy(state, snapshot),
+        Action::Copy => copy::marked(state, snapshot),
+        Action::CopyCell => copy::choose_cell(state, snapshot),
+        Action::CopyPane => copy::pane(state, snapshot),
+        Action::Export => choose::ask_for_file(state, snapshot),
+        Action::Theme => vec![Effect::ChooseTheme],
+        Action::ReloadTheme => vec![Effect::ReloadTheme],
+        Action::SaveState => vec![Effect::SaveState],
         Action::PauseGuest => pause(state, snapshot),
         Action::Step => single_step(state, snapshot),
         Action::Freeze => vec![Effect::Freeze],
@@ -422,16 +444,6 @@ fn ask(state: &mut UiState, snapshot: &Snapshot, purpose: Purpose) -> Vec<Effect
     Vec::new()
 }
 
-fn copy(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
-    let rows = targets(state);
-    let lines: Vec<String> = rows.iter().flat_map(|&row| copy::lines(snapshot, state.focused(), row)).collect();
-    if lines.is_empty() {
-        return Vec::new();
-    }
-    state.notify(Severity::Info, if rows.len() == 1 { "copied one row" } else { "copied the marked rows" });
-    vec![Effect::Copy(lines.join("\n"))]
-}
-
 /// How the guest is now, even while an older picture is shown.
 fn status_now(state: &UiState, snapshot: &Snapshot) -> Status {
     state.past.map_or(snapshot.status, |past| past.status_now)
@@ -480,6 +492,7 @@ fn quit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         yes: "quit".into(),
         no: "stay".into(),
         chosen_yes: true,
+        then: Then::Leave,
     }));
     Vec::new()
 }

@@ -115,6 +115,10 @@ fn in_popup(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, x: u16, y
             *chosen = item;
             press(state, KeyCode::Enter)
         }
+        (PopupHit::Item(item), Some(Popup::Choose(list))) => {
+            list.chosen = item;
+            press(state, KeyCode::Enter)
+        }
         (PopupHit::Item(item), Some(Popup::Add(dialog))) => {
             dialog.chosen = Some(item);
             press(state, KeyCode::Tab)
@@ -125,6 +129,8 @@ fn in_popup(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, x: u16, y
         }
         // What was typed into a filter stays at work.
         (PopupHit::Outside, Some(Popup::Filter { .. })) => press(state, KeyCode::Enter),
+        // A theme that was only looked at goes.
+        (PopupHit::Outside, Some(Popup::Choose(_))) => press(state, KeyCode::Esc),
         (PopupHit::Outside, Some(_)) => popup::close(state),
         _ => Vec::new(),
     }

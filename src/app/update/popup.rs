@@ -8,7 +8,7 @@ use nucleo_matcher::{
 };
 use tui_input::{Input, backend::crossterm::EventHandler};
 
-use super::{Draft, Effect, page_height, update};
+use super::{Draft, Effect, choose, page_height, update};
 use crate::{
     app::{
         action::{ACTIONS, Action, Place},
@@ -20,7 +20,7 @@ use crate::{
     },
     ui::{
         rows,
-        state::{AddDialog, AddField, Candidate, PaneId, Popup, Purpose, RowKey, UiState},
+        state::{AddDialog, AddField, Candidate, Confirm, PaneId, Popup, Purpose, RowKey, Then, UiState},
     },
 };
 
@@ -44,7 +44,7 @@ pub(super) fn key(
     let OneToThree::One(code) = key.codes else { return Some(Vec::new()) };
     let is_text = key.modifiers.difference(KeyModifiers::SHIFT).is_empty();
     if let (Some(Action::Quit | Action::Suspend | Action::Redraw), false) = (meaning, is_text) {
-        if meaning == Some(Action::Quit) && matches!(popup, Popup::Confirm(_)) {
+        if meaning == Some(Action::Quit) && matches!(popup, Popup::Confirm(Confirm { then: Then::Leave, .. })) {
             return Some(vec![Effect::Leave]);
         }
         return meaning.map(|action| update(state, snapshot, action));
@@ -54,8 +54,10 @@ pub(super) fn key(
         Popup::Help { .. } => help(state, key, code),
         Popup::Palette { .. } => return Some(palette(state, snapshot, key, code)),
         Popup::Add(_) => return Some(add(state, snapshot, key, code)),
-        Popup::Sort { .. } => sort(state, code),
-        Popup::Confirm(_) => return Some(confirm(state, code)),
+        Popup::Sort { .. } => sort(state, code, meaning),
+        Popup::Confirm(_) => return Some(confirm(state, code, meaning)),
+        Popup::Ask(_) => return Some(choose::ask(state, key, code)),
+        Popup::Choose(_) => return Some(choose::choose(state, code, meaning)),
         Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. } => return None,
     }
     Some(Vec::new())
@@ -91,7 +93,7 @@ pub(super) fn close(state: &mut UiState) -> Vec<Effect> {
     }
 }
 
-fn type_into(input: &mut Input, key: KeyCombination) {
+pub(super) fn type_into(input: &mut Input, key: KeyCombination) {
     input.handle_event(&Event::Key(keymap::event(key)));
 }
 
@@ -190,44 +192,50 @@ fn matching(wanted: &str, items: impl Iterator<Item = String>) -> Vec<usize> {
     scored.into_iter().map(|(_, index)| index).collect()
 }
 
-fn sort(state: &mut UiState, code: KeyCode) {
+fn sort(state: &mut UiState, code: KeyCode, meaning: Option<Action>) {
     let Some(Popup::Sort { pane, chosen }) = state.popups.last_mut() else { return };
     let (pane, columns) = (*pane, rows::columns(*pane));
-    match code {
-        KeyCode::Esc | KeyCode::Char('q') => {
-            state.popups.pop();
-        }
-        KeyCode::Down | KeyCode::Right | KeyCode::Tab | KeyCode::Char('j' | 'l' | 's') => {
+    match (code, meaning) {
+        (KeyCode::Down | KeyCode::Right | KeyCode::Tab | KeyCode::Char('l' | 's'), _) | (_, Some(Action::Down)) => {
             *chosen = (*chosen + 1) % columns.len().max(1);
         }
-        KeyCode::Up | KeyCode::Left | KeyCode::BackTab | KeyCode::Char('k' | 'h') => {
+        (KeyCode::Up | KeyCode::Left | KeyCode::BackTab | KeyCode::Char('h'), _) | (_, Some(Action::Up)) => {
             *chosen = chosen.checked_sub(1).unwrap_or(columns.len().saturating_sub(1));
         }
-        KeyCode::Enter | KeyCode::Char(' ') => {
+        (KeyCode::Enter | KeyCode::Char(' '), _) => {
             let column = columns.get(*chosen).map(|column| column.id);
             state.popups.pop();
             if let Some(column) = column {
                 state.pane_mut(pane).sort_by(column);
             }
         }
+        (KeyCode::Esc, _) | (_, Some(Action::Close | Action::Quit)) => {
+            state.popups.pop();
+        }
         _ => {}
     }
 }
 
-fn confirm(state: &mut UiState, code: KeyCode) -> Vec<Effect> {
+fn confirm(state: &mut UiState, code: KeyCode, meaning: Option<Action>) -> Vec<Effect> {
     let Some(Popup::Confirm(question)) = state.popups.last_mut() else { return Vec::new() };
     let answer = match code {
         KeyCode::Char('y' | 'Y') => true,
         KeyCode::Enter => question.chosen_yes,
-        KeyCode::Char('n' | 'N' | 'q') | KeyCode::Esc => false,
+        KeyCode::Char('n' | 'N') | KeyCode::Esc => false,
         KeyCode::Left | KeyCode::Right | KeyCode::Tab | KeyCode::BackTab | KeyCode::Char('h' | 'l') => {
             question.chosen_yes = !question.chosen_yes;
             return Vec::new();
         }
+        _ if meaning == Some(Action::Close) => false,
         _ => return Vec::new(),
     };
+    let then = std::mem::take(&mut question.then);
     state.popups.pop();
-    if answer { vec![Effect::Leave] } else { Vec::new() }
+    match (answer, then) {
+        (false, _) => Vec::new(),
+        (true, Then::Leave) => vec![Effect::Leave],
+        (true, Then::Overwrite(file)) => vec![Effect::Export { file, overwrite: true }],
+    }
 }
 
 /// An empty dialog; one process means the one that is selected in the processes.

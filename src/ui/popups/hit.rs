@@ -2,7 +2,7 @@
 
 use ratatui::layout::{Position, Rect};
 
-use super::{desk, dialogs, help, inner, place, sheet};
+use super::{choose, desk, dialogs, help, inner, place, sheet};
 use crate::{
     engine::snapshot::Snapshot,
     ui::{
@@ -61,6 +61,11 @@ pub fn popup_hit(snapshot: &Snapshot, ui: &UiState, x: u16, y: u16) -> PopupHit 
             let (area, [yes, no]) = dialogs::confirm_place(screen, question, text);
             let answer = yes.contains(point).then_some(true).or(no.contains(point).then_some(false));
             (area, answer.map(PopupHit::Answer))
+        }
+        Popup::Ask(ask) => (choose::ask_place(screen, ask), None),
+        Popup::Choose(list) => {
+            let (area, first) = choose::choose_place(screen, list);
+            (area, item(inner(area), first, list.items.len()))
         }
         Popup::Filter { .. } => (Rect { y: screen.bottom().saturating_sub(1), height: 1, ..screen }, None),
     };

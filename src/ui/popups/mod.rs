@@ -8,6 +8,7 @@
 //! ```
 
 mod breakpoint;
+mod choose;
 mod code;
 mod dialogs;
 mod event;
@@ -71,6 +72,8 @@ pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, snapshot: &Snapshot, ui: &Ui
         Popup::Add(dialog) => dialogs::add(pen, screen, dialog),
         Popup::Sort { pane, chosen } => dialogs::sort(pen, screen, ui, *pane, *chosen),
         Popup::Confirm(question) => dialogs::confirm(pen, screen, question),
+        Popup::Ask(ask) => choose::ask(pen, screen, ask),
+        Popup::Choose(choose) => choose::choose(pen, screen, choose),
         Popup::Filter { pane, input, .. } => prompt::draw(pen, screen, ui, *pane, input),
     }
 }
@@ -97,7 +100,13 @@ pub(super) fn clamp_scroll(snapshot: &Snapshot, ui: &mut UiState) {
                 })
             }
             Popup::Help { search, .. } => help::most_scroll(screen, ui, search),
-            Popup::Add(_) | Popup::Filter { .. } | Popup::Sort { .. } | Popup::Palette { .. } | Popup::Confirm(_) => 0,
+            Popup::Add(_)
+            | Popup::Filter { .. }
+            | Popup::Sort { .. }
+            | Popup::Palette { .. }
+            | Popup::Confirm(_)
+            | Popup::Ask(_)
+            | Popup::Choose(_) => 0,
         };
         if let Some(scroll) = popup.scroll_mut() {
             *scroll = (*scroll).min(most);

@@ -12,7 +12,7 @@ use tui_logger::TuiWidgetState;
 
 pub use self::{
     pane::{Column, Filter, PaneId, PaneState, RowKey, Sort},
-    popup::{AddDialog, AddField, Candidate, Confirm, Popup, Purpose},
+    popup::{AddDialog, AddField, Ask, Candidate, Choice, Choose, Confirm, Popup, Purpose, Then},
 };
 use super::layout::Grip;
 use crate::engine::{command::Command, snapshot::Status};
@@ -44,6 +44,8 @@ pub struct UiState {
     pub deleted: Vec<Vec<Command>>,
     /// What the mouse is in the middle of.
     pub pointer: Pointer,
+    /// What the engine is asked for that takes longer than a moment, and for how long; kept by the application.
+    pub busy: Option<String>,
     /// Set while the picture is not the newest one.
     pub past: Option<Past>,
     /// The footer's keys for the focused pane or the topmost popup, most useful first.
@@ -73,6 +75,7 @@ impl Default for UiState {
             notices: Vec::new(),
             deleted: Vec::new(),
             pointer: Pointer::default(),
+            busy: None,
             past: None,
             footer: Vec::new(),
             help: Vec::new(),
@@ -133,7 +136,7 @@ impl UiState {
     pub fn notify(&mut self, severity: Severity, text: impl Into<String>) {
         let text = text.into();
         self.notices.retain(|notice| notice.text != text);
-        self.notices.push(Notice { text, severity, ticks_left: severity.ticks() });
+        self.notices.push(Notice { text, severity, ticks_left: severity.ticks(), logged: false });
         let surplus = self.notices.len().saturating_sub(Notice::KEPT);
         self.notices.drain(..surplus);
     }
@@ -223,6 +226,8 @@ pub struct Notice {
     pub severity: Severity,
     /// Ticks until it disappears.
     pub ticks_left: u16,
+    /// Whether the log has it; it stays there.
+    pub logged: bool,
 }
 
 impl Notice {

@@ -69,6 +69,10 @@ pub enum Popup {
     },
     /// A question before something that cannot be undone.
     Confirm(Confirm),
+    /// A line of text is asked for.
+    Ask(Ask),
+    /// One of several is chosen.
+    Choose(Choose),
     /// Something to read.
     Message {
         /// The title.
@@ -96,7 +100,13 @@ impl Popup {
             | Self::Burst { scroll, .. }
             | Self::Help { scroll, .. }
             | Self::Message { scroll, .. } => Some(scroll),
-            Self::Add(_) | Self::Filter { .. } | Self::Sort { .. } | Self::Palette { .. } | Self::Confirm(_) => None,
+            Self::Add(_)
+            | Self::Filter { .. }
+            | Self::Sort { .. }
+            | Self::Palette { .. }
+            | Self::Confirm(_)
+            | Self::Ask(_)
+            | Self::Choose(_) => None,
         }
     }
 
@@ -109,11 +119,13 @@ impl Popup {
                 AddField::Tag => Some(&mut dialog.tag),
                 AddField::Scope => None,
             },
+            Self::Ask(ask) => Some(&mut ask.input),
             Self::Detail { .. }
             | Self::Event { .. }
             | Self::Burst { .. }
             | Self::Sort { .. }
             | Self::Confirm(_)
+            | Self::Choose(_)
             | Self::Message { .. } => None,
         }
     }
@@ -217,4 +229,57 @@ pub struct Confirm {
     pub no: String,
     /// Which one is chosen.
     pub chosen_yes: bool,
+    /// What follows when the answer is yes.
+    pub then: Then,
+}
+
+/// What a question is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Then {
+    /// The program ends.
+    #[default]
+    Leave,
+    /// A file that is there already is written anew: its path.
+    Overwrite(String),
+}
+
+/// A line of text that is asked for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The title.
+    pub title: String,
+    /// What the text is ("file").
+    pub label: String,
+    /// The text.
+    pub input: Input,
+    /// What is good to know about it.
+    pub hint: String,
+    /// What `enter` does ("write").
+    pub does: String,
+    /// Why what was entered cannot be done.
+    pub error: Option<String>,
+}
+
+/// A list of which one is chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choose {
+    /// What for.
+    pub choice: Choice,
+    /// The title.
+    pub title: String,
+    /// What there is: a name, and what is to be said of it.
+    pub items: Vec<(String, String)>,
+    /// Index of the chosen one.
+    pub chosen: usize,
+    /// What `enter` does ("copy").
+    pub does: String,
+}
+
+/// What one of several is chosen for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The theme, shown while it is chosen; the one that it was before.
+    Theme(String),
+    /// A cell for the clipboard.
+    Cell,
 }
