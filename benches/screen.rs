@@ -76,5 +76,25 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, frames);
+/// What is offered while a symbol is typed, among as many as a Linux kernel has: each key is to take less than a frame.
+fn completion(criterion: &mut Criterion) {
+    let parts = ["sys", "do", "get", "put", "alloc", "free", "lock", "file", "page", "inode", "sock", "skb"];
+    let part = |n: u64| parts[(n % parts.len() as u64) as usize];
+    let name = |n: u64| format!("{}_{}_{}_{n}", part(n), part(n / 12), part(n / 144));
+    let table = SymbolTable::new((0..150_000).map(|n| (name(n), Va(0xffff_ffff_8100_0000 + n * 64))));
+    let mut group = criterion.benchmark_group("completion among 150,000 symbols");
+    group.bench_function("the first one", |bencher| {
+        bencher.iter_batched_ref(
+            || SymbolTable::new(table.iter()),
+            |table| table.complete("sock", 8).len(),
+            criterion::BatchSize::LargeInput,
+        );
+    });
+    for typed in ["s", "sock_lock", "inode_99", "_", "no such symbol"] {
+        group.bench_function(typed, |bencher| bencher.iter(|| table.complete(typed, 8).len()));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, frames, completion);
 criterion_main!(benches);

@@ -4,9 +4,12 @@
 //! allocation, so that the 150,000 symbols of a Linux kernel cost a few MiB and build in milliseconds.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher, Hasher, RandomState},
     sync::OnceLock,
 };
+
+use memchr::memmem;
 
 use super::addr::Va;
 
@@ -31,8 +34,18 @@ pub struct SymbolTable {
     whole: NameIndex,
     /// Name behind the `!` of a qualified one → index.
     bare: NameIndex,
-    /// Indices into `by_address`, sorted by name; made when it is first asked for, because only completion needs it.
-    by_name: OnceLock<Vec<u32>>,
+    /// Made when it is first asked for, because only completion needs it.
+    by_name: OnceLock<ByName>,
+}
+
+/// The symbols in the order of their names.
+struct ByName {
+    /// Indices into `by_address`, sorted by name.
+    order: Vec<u32>,
+    /// Where each index of `by_address` is in `order`.
+    rank: Vec<u32>,
+    /// Indices into `by_address`, sorted by where their names lie in the text.
+    in_text: Vec<u32>,
 }
 
 /// Collects the symbols of a [`SymbolTable`] with one copy of each name and no allocation of its own per symbol.
@@ -175,7 +188,7 @@ impl SymbolTable {
         self.by_address.get(index as usize).map_or(Va(0), |entry| entry.va)
     }
 
-    fn by_name(&self) -> &[u32] {
+    fn by_name(&self) -> &ByName {
         self.by_name.get_or_init(|| {
             // The first bytes as a number settle nearly every comparison without a visit to the text.
             let key = |i: u32| {
@@ -185,12 +198,48 @@ impl SymbolTable {
                 }
                 (u64::from_be_bytes(first), i)
             };
-            let mut order: Vec<(u64, u32)> = (0..self.by_address.len() as u32).map(key).collect();
-            order.sort_unstable_by(|a, b| {
+            let all = 0..self.by_address.len() as u32;
+            let mut keys: Vec<(u64, u32)> = all.clone().map(key).collect();
+            keys.sort_unstable_by(|a, b| {
                 a.0.cmp(&b.0).then_with(|| self.name_at(a.1).cmp(self.name_at(b.1))).then(a.1.cmp(&b.1))
             });
-            order.into_iter().map(|(_, i)| i).collect()
+            let order: Vec<u32> = keys.into_iter().map(|(_, i)| i).collect();
+            let mut rank = vec![0; order.len()];
+            for (place, &i) in order.iter().enumerate() {
+                if let Some(rank) = rank.get_mut(i as usize) {
+                    *rank = place as u32;
+                }
+            }
+            let mut in_text: Vec<u32> = all.collect();
+            in_text.sort_by_key(|&i| self.start_at(i));
+            ByName { order, rank, in_text }
         })
+    }
+
+    fn start_at(&self, index: u32) -> u32 {
+        self.by_address.get(index as usize).map_or(0, |entry| entry.start)
+    }
+
+    /// The places in the order of names of the first `limit` symbols that contain `wanted`, sorted: one search through
+    /// the text of all names, however many of them there are.
+    fn containing(&self, wanted: &str, limit: usize) -> BTreeSet<u32> {
+        let names = self.by_name();
+        let mut best = BTreeSet::new();
+        for at in memmem::find_iter(self.text.as_bytes(), wanted) {
+            let place = names.in_text.partition_point(|&i| self.start_at(i) as usize <= at);
+            let Some(&index) = place.checked_sub(1).and_then(|place| names.in_text.get(place)) else { continue };
+            let end = self.start_at(index) as usize + self.name_at(index).len();
+            // The end of one name and the beginning of the next are no match.
+            if let (true, Some(&rank)) = (at + wanted.len() <= end, names.rank.get(index as usize))
+                && (best.len() < limit || best.last().is_some_and(|last| rank < *last))
+            {
+                best.insert(rank);
+                if best.len() > limit {
+                    best.pop_last();
+                }
+            }
+        }
+        best
     }
 
     /// The address of a symbol by its name, qualified or bare, exact.
@@ -226,31 +275,28 @@ impl SymbolTable {
         }
     }
 
-    /// Up to `limit` names that begin with `prefix` (qualified or bare), then those that contain it, in order.
+    /// Up to `limit` names that begin with `prefix` (qualified or bare), then those that contain it, in order; each name
+    /// once.
     pub fn complete(&self, prefix: &str, limit: usize) -> Vec<&str> {
         let mut found: Vec<&str> = Vec::new();
-        if prefix.is_empty() {
-            return self.by_name().iter().take(limit).map(|&i| self.name_at(i)).collect();
-        }
-        let from = self.by_name().partition_point(|&i| self.name_at(i) < prefix);
-        for &i in self.by_name().iter().skip(from) {
-            let name = self.name_at(i);
-            if found.len() >= limit || !name.starts_with(prefix) {
-                break;
+        let mut take = |rank: usize| {
+            let name = self.by_name().order.get(rank).map_or("", |&i| self.name_at(i));
+            if found.len() < limit && !found.contains(&name) {
+                found.push(name);
             }
-            found.push(name);
+            found.len() < limit
+        };
+        let order = &self.by_name().order;
+        let from = order.partition_point(|&i| self.name_at(i) < prefix);
+        let begins = order.iter().skip(from).take_while(|&&i| self.name_at(i).starts_with(prefix));
+        let full = !begins.enumerate().all(|(nth, _)| take(from + nth));
+        if full || prefix.is_empty() {
+            return found;
         }
-        for wanted in [0, 1] {
-            for &i in self.by_name() {
-                if found.len() >= limit {
-                    return found;
-                }
-                let name = self.name_at(i);
-                let bare = bare_name(name);
-                let matches = if wanted == 0 { bare.starts_with(prefix) } else { name.contains(prefix) };
-                if matches && !found.contains(&name) {
-                    found.push(name);
-                }
+        // A name may be there several times, and among the matches before.
+        for wanted in [format!("!{prefix}"), prefix.to_owned()] {
+            if !self.containing(&wanted, 4 * limit).into_iter().all(|rank| take(rank as usize)) {
+                break;
             }
         }
         found
@@ -318,6 +364,31 @@ mod tests {
             assert_eq!(table.lookup(&format!("sys_{i}")), Some(Va(i / 3)));
         }
         assert_eq!(table.nearest(Va(1)), Some(("sys_3", 0)));
+    }
+
+    #[test]
+    fn completes_among_many_as_a_plain_search_would() {
+        let names: Vec<String> =
+            (0..2000u64).map(|i| format!("{}sys_{}", ["", "m!"][(i % 2) as usize], i * 7919 % 1009)).collect();
+        let table = SymbolTable::new(names.iter().enumerate().map(|(i, name)| (name, Va(i as u64 * 31 % 977))));
+        let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        for wanted in ["s", "sys_10", "m!sys_3", "99", "ys_1", "_", "!", "0", "1m", "no such", ""] {
+            let with =
+                |test: &dyn Fn(&str) -> bool| sorted.iter().copied().filter(|name| test(name)).collect::<Vec<_>>();
+            let mut plain = with(&|name| name.starts_with(wanted));
+            plain.extend(with(&|name| bare_name(name).starts_with(wanted)));
+            plain.extend(with(&|name| name.contains(wanted)));
+            let mut expected: Vec<&str> = Vec::new();
+            plain.into_iter().for_each(|name| {
+                if !expected.contains(&name) {
+                    expected.push(name)
+                }
+            });
+            expected.truncate(8);
+            assert_eq!(table.complete(wanted, 8), expected, "{wanted}");
+        }
     }
 
     #[test]
