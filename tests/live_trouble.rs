@@ -15,7 +15,7 @@ use live::{
 use vmscope::engine::{
     command::{Command, Target},
     driver::qemu::QemuOptions,
-    snapshot::{Scope, Status},
+    snapshot::{BreakpointState, Scope, Status},
     worker::{StartOptions, start_qemu},
 };
 
@@ -64,6 +64,48 @@ fn a_guest_in_its_firmware_is_waited_for() {
     guest.wait_for_shell();
     let snapshot = dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
     assert_eq!(snapshot.guest.os, "linux");
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_guest_that_is_reset_is_found_again() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let dashboard = Dashboard::open(&guest, true, StartOptions::default());
+    dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+    let job = guest.start("work hostile-name");
+    let pid = job.pid as u32;
+    dashboard.ask(breakpoint("do_sys_openat2")).expect("a breakpoint");
+    dashboard.ask(breakpoint(&format!("0x10000000000@{pid}"))).expect("a pending breakpoint");
+    let target = Target::parse("jiffies").expect("a place");
+    dashboard.ask(Command::WatchAddress { target, tag: "clock".into() }).expect("a watch");
+    let state = |s: &vmscope::engine::snapshot::Snapshot| s.breakpoints.first().map(|row| row.state);
+    let before = dashboard.wait("an active breakpoint", |s| state(s) == Some(BreakpointState::Active));
+
+    guest.reset();
+    let snapshot = dashboard.wait("the kernel again", |s| {
+        s.status == Status::Running
+            && state(s) == Some(BreakpointState::Active)
+            && s.processes.iter().any(|process| process.name == "kthreadd")
+            && s.events.iter().any(|event| event.text.contains("the kernel was found again"))
+    });
+    assert!(snapshot.events.iter().any(|event| event.text.contains("the guest was reset")));
+    assert_eq!(snapshot.notice, None);
+    let rows = |s: &vmscope::engine::snapshot::Snapshot| s.breakpoints.iter().map(|row| row.id).collect::<Vec<_>>();
+    assert_eq!(rows(&snapshot), rows(&before), "the rows are the same");
+    let process = snapshot.breakpoints.last().expect("two rows");
+    assert_eq!(process.state, BreakpointState::Disabled);
+    assert!(process.error.as_deref().is_some_and(|error| error.contains("reset")), "{process:?}");
+    let symbols = &snapshot.symbols;
+    assert_eq!(snapshot.breakpoints.first().map(|row| Some(row.address)), Some(symbols.lookup("do_sys_openat2")));
+    let table = snapshot.page_tables.first().expect("the watch");
+    assert_eq!((Some(table.address), table.paged_in), (symbols.lookup("jiffies"), true));
+
+    let hits = |s: &vmscope::engine::snapshot::Snapshot| s.breakpoints.first().map_or(0, |row| row.hits);
+    dashboard.ask(Command::Refresh).expect("a refresh");
+    let seen = hits(&dashboard.engine.snapshot.load());
+    assert!(guest.sh("work open 23").ends_with(" 23\n"));
+    dashboard.wait("23 hits", |s| hits(s) >= seen + 23);
     dashboard.close();
     assert_eq!(guest.sh("echo runs"), "runs\n");
 }

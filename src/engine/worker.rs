@@ -14,13 +14,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{
     addr::{Gfn, VcpuId, View},
     arch::amd64::{Amd64, Amd64Registers},
     bpm::{BreakpointController, DebugController},
-    command::{Command, Done, Engine, Target},
+    command::{Command, Done, Engine, Request, Target},
     driver::{
         qemu::{QemuDriver, QemuOptions},
         sim::{SimDriver, SimOptions},
@@ -28,7 +28,7 @@ use super::{
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
     faults::InjectFaults,
-    monitor::{Channels, Monitor, MonitorOptions, Platform, second_level},
+    monitor::{Channels, Ended, Monitor, MonitorOptions, Platform, second_level},
     os::{VmiOs, linux::LinuxOs, windows::WindowsOs},
     profile::Profile,
     ptm::{Unguarded, WriteProtect},
@@ -261,7 +261,7 @@ fn run<D, Os>(
     options: MonitorOptions,
     channels: Channels,
     detect: &impl Fn(&VmiCore<D>) -> Result<Os, VmiError>,
-    opened: &crossbeam_channel::Sender<Result<(), String>>,
+    opened: &Sender<Result<(), String>>,
 ) -> Result<(), String>
 where
     D: Platform,
@@ -283,48 +283,63 @@ where
         memory_bytes: info.memory_bytes,
         ..Guest::default()
     });
-    let mut os = detect(core);
-    if os.is_err() {
-        let _ = opened.send(Ok(()));
+    let commands = channels.requests.clone();
+    let mut monitor = Monitor::new(options, channels, first);
+    loop {
+        let Some(os) = find_kernel(core, &mut monitor, &commands, detect, opened)? else { return Ok(()) };
+        let session = VmiSession::new(core, &os);
+        let started = monitor.start(session);
+        match started {
+            Ok(()) => {
+                let _ = opened.try_send(Ok(()));
+            }
+            // A monitor that could not start takes back what it had set.
+            Err(_) => monitor.stop(),
+        }
+        let handled = session.handle(&mut monitor);
+        started?;
+        match handled {
+            Ok(Some(Ended::Reset)) => monitor.forget_kernel(core),
+            handled => return handled.map(|_| ()).map_err(|error| error.to_string()),
+        }
     }
-    let os = loop {
-        match os {
-            Ok(os) => break os,
+}
+
+/// Looks for the guest's kernel until it is there; `None` when the user leaves before.
+fn find_kernel<D, Os>(
+    core: &VmiCore<D>,
+    monitor: &mut Monitor<D, Os>,
+    commands: &Receiver<Request>,
+    detect: &impl Fn(&VmiCore<D>) -> Result<Os, VmiError>,
+    opened: &Sender<Result<(), String>>,
+) -> Result<Option<Os>, String>
+where
+    D: Platform,
+    Os: VmiOs<D>,
+{
+    loop {
+        core.flush_gfn_cache();
+        core.flush_v2p_cache();
+        monitor.begin_seeking(core);
+        match detect(core) {
+            Ok(os) => return Ok(Some(os)),
             Err(error @ VmiError::Lost(_)) => return Err(error.to_string()),
             Err(error) => {
-                first.notice = Some(format!("no kernel found yet, looking again: {error}").as_str().into());
-                first.taken_at_ns = core.driver().clock_ns();
-                channels.snapshot.store(Arc::new(first.clone()));
-                let _ = channels.changed.try_send(());
+                let _ = opened.try_send(Ok(()));
+                monitor.seek(core, &error.to_string());
             }
         }
-        match channels.requests.recv_timeout(KERNEL_WAIT) {
+        match commands.recv_timeout(KERNEL_WAIT) {
             Ok(request) => {
                 let quit = request.command == Command::Quit;
                 let waiting = "the guest's kernel is not found yet: wait until it has booted".to_owned();
                 let _ = request.answer.send(if quit { Ok(Done::Quiet) } else { Err(waiting) });
                 if quit {
-                    return Ok(());
+                    return Ok(None);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
         }
-        core.flush_gfn_cache();
-        core.flush_v2p_cache();
-        os = detect(core);
-    };
-    let session = VmiSession::new(core, &os);
-    let mut monitor = Monitor::new(options, channels, first);
-    let started = monitor.start(session);
-    if started.is_ok() {
-        let _ = opened.send(Ok(()));
     }
-    // A monitor that could not start takes back what it had set.
-    if started.is_err() {
-        monitor.stop();
-    }
-    let handled = session.handle(monitor);
-    started?;
-    handled.map(|_| ()).map_err(|error| error.to_string())
 }

@@ -153,9 +153,28 @@ impl Guest {
 
     /// Waits until the guest's shell takes commands and makes its output exact: no echo, no prompt, no translation.
     pub fn wait_for_shell(&mut self) {
+        self.wait_for_boots(1);
+    }
+
+    /// Resets the guest as its button would and waits until it has booted again.
+    pub fn reset(&mut self) {
+        let boots = self.boots();
+        // The script's guests end when they are reset, so that a crash ends a test.
+        self.qmp("set-action", json!({ "reboot": "reset" }));
+        self.qmp("system_reset", json!({}));
+        self.jobs = [false; MAX_JOBS];
+        self.wait_for_boots(boots + 1);
+    }
+
+    /// How often the guest has booted.
+    fn boots(&self) -> usize {
+        self.serial_log().matches(&*String::from_utf8_lossy(READY)).count()
+    }
+
+    fn wait_for_boots(&mut self, boots: usize) {
         let deadline = Instant::now() + PATIENCE;
         // The log is written before the socket is, so whatever the socket missed by a late connection is in the log.
-        while !contains(self.serial_log().as_bytes(), READY) {
+        while self.boots() < boots {
             self.receive(deadline, "the guest to boot");
         }
         // An interactive busybox shell takes a child that ends while it waits for input for the end of that input. One

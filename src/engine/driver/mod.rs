@@ -103,6 +103,11 @@ pub trait VmiDriver: 'static {
 
     /// The time of this guest in nanoseconds: virtual where the driver keeps one, else since the driver was opened.
     fn clock_ns(&self) -> u64;
+
+    /// How often the guest was reset since the driver was opened: each time everything learnt of its kernel is void.
+    fn resets(&self) -> u64 {
+        0
+    }
 }
 
 /// Reading guest-physical memory.

@@ -146,7 +146,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     /// Puts a breakpoint into the guest, or waits for its page.
-    fn arm(&mut self, vmi: VmiSession<'_, D, Os>, row: &mut BreakpointRow) -> Result<(), VmiError> {
+    pub(super) fn arm(&mut self, vmi: VmiSession<'_, D, Os>, row: &mut BreakpointRow) -> Result<(), VmiError> {
         let _paused = vmi.core().pause_guard()?;
         let view = self.view(vmi)?;
         row.view = view;
@@ -225,13 +225,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if D::TABLE_POLL.is_none() {
             self.writable(&format!("monitoring {target} by write events"))?;
         }
-        let result = (|| {
-            let _paused = if D::TABLE_POLL.is_none() { Some(vmi.core().pause_guard()?) } else { None };
-            let view = if D::TABLE_POLL.is_none() { self.view(vmi)? } else { Default::default() };
-            self.ptm.monitor(vmi.core(), ctx, view, Watcher::Row)?;
-            Ok(view)
-        })();
-        let view = result.map_err(|error: VmiError| format!("could not monitor {target}: {error}"))?;
+        let view = self.watch(vmi, ctx).map_err(|error| format!("could not monitor {target}: {error}"))?;
         let id = TableId(self.next_id());
         let symbol = Self::symbol(vmi, ctx.va);
         let row = TableRow {
@@ -251,6 +245,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let mapped = self.mapping(ctx, view).is_some();
         let state = if mapped { "mapped" } else { "not mapped" };
         Ok(Done::Table(id, format!("{target} is monitored; it is {state} now")))
+    }
+
+    /// Monitors an address for a row; the view that it is monitored in.
+    pub(super) fn watch(&mut self, vmi: VmiSession<'_, D, Os>, ctx: AddressContext) -> Result<View, VmiError> {
+        let _paused = if D::TABLE_POLL.is_none() { Some(vmi.core().pause_guard()?) } else { None };
+        let view = if D::TABLE_POLL.is_none() { self.view(vmi)? } else { View::default() };
+        self.ptm.monitor(vmi.core(), ctx, view, Watcher::Row)?;
+        Ok(view)
     }
 
     fn unwatch(&mut self, vmi: VmiSession<'_, D, Os>, id: TableId) -> Answer {

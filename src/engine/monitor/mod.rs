@@ -1,7 +1,8 @@
 //! The monitor: the session's handler, which composes everything below it and serves the screen.
 //!
 //! `answer` answers the guest's events, `command` applies what the user asks between events, `refresh` reads processes,
-//! vCPUs and page tables again, `publish` makes snapshots of it all. What differs between drivers is [`Platform`].
+//! vCPUs and page tables again, `publish` makes snapshots of it all, `reset` goes over to the kernel that a guest runs after
+//! a reset. What differs between drivers is [`Platform`].
 //! Imports everything in the engine but the worker.
 
 mod answer;
@@ -13,6 +14,7 @@ mod missing;
 mod platform;
 mod publish;
 mod refresh;
+mod reset;
 mod resolve;
 mod rows;
 
@@ -43,7 +45,7 @@ use super::{
     command::{Answer, Command, Done, Request, Subject, Target},
     error::VmiError,
     event::VmiEventResponse,
-    faults::{FaultLoop, FaultPolicy},
+    faults::{Delivers, FaultLoop, FaultPolicy},
     os::VmiOs,
     ptm::PageTableMonitor,
     session::{Interrupted, VmiContext, VmiHandler, VmiSession},
@@ -115,6 +117,15 @@ struct Step {
     code: Option<Gfn>,
 }
 
+/// Why the monitor has ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Asked,
+    /// The guest was reset: see [`Monitor::forget_kernel`].
+    Reset,
+}
+
 /// Composes breakpoints, page tables, faults and an OS layer on one guest, and serves the screen.
 pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     options: MonitorOptions,
@@ -147,6 +158,9 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     /// How long the next wait for an event may last.
     wait: Duration,
     quit: bool,
+    /// Resets of the guest when its kernel was looked for, and whether there was another kernel before.
+    resets: u64,
+    was_reset_before: bool,
     os: std::marker::PhantomData<Os>,
 }
 
@@ -160,7 +174,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             log: EventLog::new(),
             bpm: BreakpointManager::new(),
             ptm: PageTableMonitor::default(),
-            faults: FaultLoop::new(FaultPolicy { automatic: false, ..FaultPolicy::default() }),
+            faults: fault_loop(),
             breakpoints: IndexMap::new(),
             tables: IndexMap::new(),
             next_row: 1,
@@ -179,16 +193,21 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             advance: None,
             wait: WAIT,
             quit: false,
+            resets: 0,
+            was_reset_before: false,
             os: std::marker::PhantomData,
         }
     }
 
-    /// Reads the guest for the first time and sets what the command line asked for.
+    /// Reads the guest for the first time and sets what the command line asked for; after a reset, what was set before.
     ///
     /// # Errors
     /// One sentence when a breakpoint or a watch of the command line cannot be set; the guest is as it was.
     pub fn start(&mut self, vmi: VmiSession<'_, D, Os>) -> Result<(), String> {
         self.describe_guest(vmi);
+        if self.was_reset_before {
+            self.set_again(vmi);
+        }
         self.refresh_all(vmi);
         for target in std::mem::take(&mut self.options.breaks) {
             let scope = target.pid.map_or(Scope::Global, Scope::Process);
@@ -285,14 +304,17 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 }
 
 impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
-    type Output = ();
+    type Output = Ended;
 
-    fn poll(&mut self, vmi: VmiSession<'_, D, Os>) -> Option<()> {
+    fn poll(&mut self, vmi: VmiSession<'_, D, Os>) -> Option<Ended> {
         if !self.quit {
             self.serve(vmi);
         }
         if self.quit {
-            return Some(());
+            return Some(Ended::Asked);
+        }
+        if self.was_reset(vmi.core()) {
+            return Some(Ended::Reset);
         }
         self.refresh_due(vmi);
         if !self.options.lock_step && self.publisher.is_due() {
@@ -328,6 +350,11 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
             said("the pause", vmi.core().resume());
         }
     }
+}
+
+/// The missing pages of a guest: what the user does not ask for is only waited for.
+fn fault_loop<Delivery: Delivers>() -> FaultLoop<Delivery> {
+    FaultLoop::new(FaultPolicy { automatic: false, ..FaultPolicy::default() })
 }
 
 /// Writes an answer to the log.

@@ -105,6 +105,10 @@ impl Publisher {
         self.current.notice = None;
     }
 
+    pub(super) fn set_notice(&mut self, notice: Option<Arc<str>>) {
+        self.current.notice = notice;
+    }
+
     pub(super) fn set_processes(&mut self, processes: Vec<Process>, truncated: bool) {
         self.current.processes.set(processes);
         self.current.processes_truncated = truncated;
@@ -152,15 +156,19 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.deliver();
     }
 
-    fn deliver(&mut self) {
+    pub(super) fn deliver(&mut self) {
         self.log.counters.snapshots += 1;
         self.publisher.current.counters.snapshots = self.log.counters.snapshots;
         self.publisher.publish();
     }
 
     fn prepare(&mut self, vmi: VmiSession<'_, D, Os>) {
-        let clock = now(vmi);
         self.refresh_faults(vmi);
+        self.fill(now(vmi), if self.paused { Status::Paused } else { Status::Running });
+    }
+
+    /// Brings the working copy up to date with what is known.
+    pub(super) fn fill(&mut self, clock: u64, status: Status) {
         if std::mem::take(&mut self.publisher.breakpoints_changed) {
             self.sync_breakpoints();
         }
@@ -177,7 +185,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let snapshot = &mut self.publisher.current;
         snapshot.driver = D::KIND;
         snapshot.read_only = self.options.read_only;
-        snapshot.status = if self.paused { Status::Paused } else { Status::Running };
+        snapshot.status = status;
         snapshot.taken_at_ns = clock;
         snapshot.tables_monitored = self.ptm.monitored_tables() as u64;
         snapshot.faults.set(faults);

@@ -51,6 +51,35 @@ pub trait VmiHandler<Driver: VmiDriver, Os> {
     fn cleanup(&mut self, vmi: VmiSession<'_, Driver, Os>);
 }
 
+/// A handler that outlives its session.
+impl<Driver: VmiDriver, Os, Handler: VmiHandler<Driver, Os>> VmiHandler<Driver, Os> for &mut Handler {
+    type Output = Handler::Output;
+
+    fn poll(&mut self, vmi: VmiSession<'_, Driver, Os>) -> Option<Self::Output> {
+        (**self).poll(vmi)
+    }
+
+    fn handle_event(&mut self, vmi: VmiContext<'_, Driver, Os>) -> VmiEventResponse<Driver::Architecture> {
+        (**self).handle_event(vmi)
+    }
+
+    fn handle_timeout(&mut self, vmi: VmiSession<'_, Driver, Os>) {
+        (**self).handle_timeout(vmi);
+    }
+
+    fn handle_interrupted(&mut self, vmi: VmiSession<'_, Driver, Os>) -> Interrupted {
+        (**self).handle_interrupted(vmi)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        (**self).timeout()
+    }
+
+    fn cleanup(&mut self, vmi: VmiSession<'_, Driver, Os>) {
+        (**self).cleanup(vmi);
+    }
+}
+
 /// The loop behind [`VmiSession::handle_with_timeout`].
 pub(super) fn run<Driver, Os, Handler>(
     vmi: VmiSession<'_, Driver, Os>,

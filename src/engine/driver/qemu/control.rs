@@ -186,6 +186,11 @@ impl Control {
                 "RESET" => {
                     self.resets += 1;
                     self.idt.clear();
+                    // No vCPU is where it was: no hit is left to be told of or to be stepped over.
+                    self.pending.clear();
+                    self.passed.clear();
+                    self.step_wanted.clear();
+                    self.retried.clear();
                 }
                 "SHUTDOWN" => self.shut_down = true,
                 _ => {}

@@ -146,11 +146,6 @@ impl QemuDriver {
         self.control.borrow().notices.clone()
     }
 
-    /// How often the guest was reset since it was attached: what was learnt about its kernel is then void.
-    pub fn resets(&self) -> u64 {
-        self.control.borrow().resets
-    }
-
     /// The event with the frame of its instruction, if it is one that has a frame.
     fn with_frame(&self, event: VmiEvent<Amd64>) -> VmiEvent<Amd64> {
         let registers = event.registers();
@@ -229,6 +224,10 @@ impl VmiDriver for QemuDriver {
 
     fn clock_ns(&self) -> u64 {
         u64::try_from(self.attached.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn resets(&self) -> u64 {
+        self.control.borrow().resets
     }
 }
 

@@ -94,6 +94,12 @@ where
         None => Va(0xffff_8880_0000_0000),
     };
     let version = version(core, &symbols, kernel_root);
+    // SYSTEM_BOOTING (`include/linux/kernel.h`): where memory and each CPU's own data are is not settled yet.
+    if let Some(state) = symbols.lookup("system_state")
+        && core.read_u32((state, kernel_root))? == 0
+    {
+        return Err(VmiError::os(format!("{version} is still starting")));
+    }
 
     let types = type_information(core, &symbols, &memory, kernel_root);
     let btf = types.as_deref().and_then(Btf::parse);
