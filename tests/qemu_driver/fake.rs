@@ -206,6 +206,12 @@ impl Machine {
         }
     }
 
+    /// The button: every vCPU goes back to its firmware, whether it runs or not.
+    pub fn reset(&mut self) {
+        self.rip = [0xfff0; 2];
+        self.event("RESET");
+    }
+
     fn start(&mut self) {
         if !self.running {
             self.running = true;

@@ -188,6 +188,30 @@ fn a_hit_is_reported_stepped_over_and_left() {
 }
 
 #[test]
+fn a_reset_is_counted_and_leaves_no_hit_behind() {
+    let fake = Fake::new();
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    fake.lock().script = [Act::Come(vec![0, 1], BREAKPOINT)].into();
+    let mut hits = 0;
+    let waited = driver.wait_for_event(LONG, |_| {
+        hits += 1;
+        VmiEventResponse::singlestep()
+    });
+    assert!(waited.is_ok() && hits == 1);
+    assert_eq!(driver.resets(), 0);
+    fake.take_log();
+    // One vCPU is to be stepped and to tell of it, the other one is at the breakpoint.
+    fake.lock().reset();
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)), "the other hit is none any more");
+    assert_eq!(driver.resets(), 1);
+    assert_eq!(fake.take_log(), ["vCont;c"], "no vCPU is stepped: none is where it was");
+    driver.clear_breakpoint(Va(BREAKPOINT)).expect("it is in the stub still");
+    drop(driver);
+    assert_eq!(fake.take_log(), [&format!("z0,{BREAKPOINT:x},1"), "D;1", "gdbserver none"]);
+}
+
+#[test]
 fn two_vcpus_at_once_are_two_hits() {
     let fake = Fake::new();
     let driver = fake.attach();
