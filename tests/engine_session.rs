@@ -1,4 +1,4 @@
-//! The session's ground: page walks, reads, strings, caches, and how a session ends.
+//! The session's ground: page walks, reads, strings, caches. How a session ends is in `engine_handler`.
 
 mod support;
 
@@ -16,8 +16,8 @@ use vmscope::engine::{
     },
     driver::{MemoryAccess, VmiWrite},
     error::VmiError,
-    event::{VmiEvent, VmiEventAction, VmiEventResponse},
-    session::{Field, Interrupted, NoOS, VmiContext, VmiCore, VmiHandler, VmiSession},
+    event::{VmiEvent, VmiEventResponse},
+    session::{Field, NoOS, VmiCore, VmiSession},
 };
 
 const BASE: Va = Va(0x7f00_0000_0000);
@@ -475,6 +475,10 @@ fn pages_are_kept_only_where_reads_are_expensive() {
     assert_eq!(vmi.read_u8(Pa(0x3000)).ok(), Some(9));
 }
 
+fn event(n: u16) -> VmiEvent<Amd64> {
+    VmiEvent::new(VcpuId(n), Some(View(0)), Amd64Registers::default(), Amd64EventReason::Singlestep { gfn: Gfn(1) })
+}
+
 #[test]
 fn every_event_finds_the_caches_empty() {
     let vmi = core(64);
@@ -559,163 +563,6 @@ fn only_int3_is_a_software_breakpoint() {
     assert_eq!(reason(Interrupt::page_fault(0, 0)).as_software_breakpoint(), None);
     let stub = Amd64EventReason::DebugBreakpoint { va: BASE, gfn: Gfn(4) };
     assert_eq!(stub.as_software_breakpoint(), Some(Gfn(4)));
-}
-
-// ---------------------------------------------------------------------------------------------------- the event loop
-
-fn event(n: u16) -> VmiEvent<Amd64> {
-    VmiEvent::new(VcpuId(n), Some(View(0)), Amd64Registers::default(), Amd64EventReason::Singlestep { gfn: Gfn(1) })
-}
-
-/// Notes what it is asked into the driver's log; panics and ends where a test wants it to.
-#[derive(Default)]
-struct Scribe {
-    events: u32,
-    end_after: Option<u32>,
-    panic_at_event: Option<u32>,
-    panic_in_cleanup: bool,
-    on_interrupt: Option<Interrupted>,
-}
-
-impl VmiHandler<FlatDriver, NoOS> for Scribe {
-    type Output = u32;
-
-    fn poll(&mut self, _: VmiSession<'_, FlatDriver, NoOS>) -> Option<u32> {
-        self.end_after.filter(|&end| self.events >= end)
-    }
-
-    fn handle_event(&mut self, vmi: VmiContext<'_, FlatDriver, NoOS>) -> VmiEventResponse<Amd64> {
-        vmi.driver().note("event");
-        assert_ne!(self.panic_at_event, Some(self.events), "on purpose");
-        self.events += 1;
-        VmiEventResponse::singlestep()
-    }
-
-    fn handle_timeout(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) {
-        vmi.driver().note("timeout");
-    }
-
-    fn handle_interrupted(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) -> Interrupted {
-        vmi.driver().note("interrupted");
-        self.on_interrupt.unwrap_or(Interrupted::End)
-    }
-
-    fn cleanup(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) {
-        assert_eq!(vmi.driver().pauses(), 1, "cleanup runs with the guest paused");
-        vmi.driver().note("cleanup");
-        assert!(!self.panic_in_cleanup, "on purpose");
-    }
-}
-
-/// How a session ended: a panic, or what `handle` answered.
-type Ended = std::thread::Result<Result<Option<u32>, VmiError>>;
-
-/// The calls of a session with this script, each wait, note and change by name.
-fn session(script: impl IntoIterator<Item = Scripted>, handler: Scribe) -> (Ended, Vec<String>, VmiCore<FlatDriver>) {
-    let vmi = core(4);
-    vmi.driver().script(script);
-    let ended = catch_unwind(AssertUnwindSafe(|| {
-        VmiSession::new(&vmi, &NoOS).handle_with_timeout(Duration::from_secs(1), handler)
-    }));
-    let calls = vmi.driver().take_calls().into_iter().map(|call| match call {
-        Call::Note(what) => what.to_string(),
-        Call::Wait(timeout) if timeout.is_zero() => "drain".into(),
-        Call::Wait(_) => "wait".into(),
-        other => format!("{other:?}"),
-    });
-    let calls = calls.collect();
-    (ended, calls, vmi)
-}
-
-const LEAVE: [&str; 5] = ["Pause", "cleanup", "ResetState", "ResetState", "Resume"];
-
-#[test]
-fn every_way_out_takes_the_same_steps() {
-    // A result.
-    let handler = Scribe { end_after: Some(1), ..Default::default() };
-    let (ended, calls, vmi) = session([Scripted::Event(event(0))], handler);
-    assert!(matches!(ended, Ok(Ok(Some(1)))));
-    assert_eq!(calls, [["wait", "event"].as_slice(), &LEAVE].concat());
-    assert_eq!(vmi.driver().pauses(), 0);
-
-    // An error, after a time-out.
-    let script = [Scripted::Timeout, Scripted::Error(VmiError::Lost("on purpose".into()))];
-    let (ended, calls, vmi) = session(script, Scribe::default());
-    assert!(matches!(ended, Ok(Err(VmiError::Lost(_)))));
-    assert_eq!(calls, [["wait", "timeout", "wait"].as_slice(), &LEAVE].concat());
-    assert_eq!(vmi.driver().pauses(), 0);
-
-    // A signal.
-    let (ended, calls, _) = session([Scripted::Interrupted], Scribe::default());
-    assert!(matches!(ended, Ok(Ok(None))));
-    assert_eq!(calls, [["wait", "interrupted"].as_slice(), &LEAVE].concat());
-
-    // A panic in the handler of an event.
-    let handler = Scribe { panic_at_event: Some(0), ..Default::default() };
-    let (ended, calls, vmi) = session([Scripted::Event(event(0))], handler);
-    assert!(ended.is_err());
-    assert_eq!(calls, [["wait", "event"].as_slice(), &LEAVE].concat());
-    assert_eq!(vmi.driver().pauses(), 0);
-}
-
-#[test]
-fn a_signal_may_be_outlived_once() {
-    let handler = Scribe { on_interrupt: Some(Interrupted::Continue), ..Default::default() };
-    let script = [Scripted::Interrupted, Scripted::Event(event(0)), Scripted::Interrupted, Scripted::Event(event(1))];
-    let (ended, calls, _) = session(script, handler);
-    assert!(matches!(ended, Ok(Ok(None))));
-    let lived = ["wait", "interrupted", "wait", "event", "wait", "interrupted", "Pause", "cleanup", "ResetState"];
-    // The event that was still pending is answered, between the two resets.
-    assert_eq!(calls, [lived.as_slice(), &["drain", "event", "ResetState", "Resume"]].concat());
-}
-
-#[test]
-fn what_is_pending_is_drained_between_two_resets() {
-    let handler = Scribe { end_after: Some(1), ..Default::default() };
-    let (ended, calls, vmi) = session((0..3).map(|n| Scripted::Event(event(n))), handler);
-    assert!(matches!(ended, Ok(Ok(Some(1)))));
-    let left = ["Pause", "cleanup", "ResetState", "drain", "event", "drain", "event", "ResetState", "Resume"];
-    assert_eq!(calls.get(2..), Some(left.map(String::from).as_slice()));
-    assert_eq!(vmi.driver().responses().len(), 3);
-}
-
-#[test]
-fn a_panic_in_cleanup_keeps_nothing_from_being_done() {
-    // Alone, after a result, and on top of another panic, which would abort the process if it were not caught.
-    for panic_at_event in [None, Some(0)] {
-        let handler = Scribe { end_after: Some(1), panic_at_event, panic_in_cleanup: true, ..Default::default() };
-        let (ended, calls, vmi) = session([Scripted::Event(event(0)), Scripted::Event(event(1))], handler);
-        assert!(ended.is_err(), "a mistake is not hidden");
-        let left = ["Pause", "cleanup", "ResetState", "drain", "ResetState", "Resume"];
-        assert_eq!(calls.get(2..), Some(left.map(String::from).as_slice()));
-        assert_eq!(vmi.driver().pauses(), 0);
-        // The broken handler was not asked about the second event; the vCPU just goes on.
-        assert_eq!(vmi.driver().responses().last().map(|response| response.action), Some(VmiEventAction::Continue));
-    }
-}
-
-#[test]
-fn a_panic_while_draining_answers_the_rest_with_continue() {
-    let handler = Scribe { end_after: Some(1), panic_at_event: Some(1), ..Default::default() };
-    let (ended, calls, vmi) = session((0..4).map(|n| Scripted::Event(event(n))), handler);
-    assert!(ended.is_err());
-    let end = ["drain", "event", "drain", "drain", "ResetState", "Resume"].map(String::from);
-    assert!(calls.ends_with(&end), "{calls:?}");
-    assert_eq!(vmi.driver().pauses(), 0);
-}
-
-#[test]
-fn every_step_of_the_way_out_is_tried_when_another_fails() {
-    for nth in 0..4 {
-        let vmi = core(4);
-        vmi.driver().fail_nth_change(nth);
-        let handler = Scribe { end_after: Some(0), ..Default::default() };
-        // The first step is the pause, without which `cleanup` says its own word.
-        let ended = catch_unwind(AssertUnwindSafe(|| VmiSession::new(&vmi, &NoOS).handle(handler)));
-        assert_eq!(ended.is_err(), nth == 0);
-        let changes: Vec<Call> = vmi.driver().take_calls().into_iter().filter(Call::is_change).collect();
-        assert_eq!(changes, [Call::Pause, Call::ResetState, Call::ResetState, Call::Resume], "failing {nth}");
-    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ use super::{
     profile::Profile,
     ptm::{Unguarded, WriteProtect},
     session::{VmiCore, VmiSession},
-    snapshot::{Guest, SCHEMA, Snapshot, Status},
+    snapshot::{Guest, SCHEMA, Snapshot, Status, clean},
 };
 
 /// How many commands may wait.
@@ -231,7 +231,8 @@ where
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
             Err(panic) => {
-                format!("the engine failed inside ({}); the guest was left running", panic_text(panic.as_ref()))
+                let why = clean(panic_text(panic.as_ref()), 200);
+                format!("the engine failed inside ({why}); the guest was left running")
             }
         };
         tracing::error!("{notice}");
@@ -341,5 +342,43 @@ where
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// An engine whose search for the kernel panics the `nth` time, and finds nothing before.
+    fn fragile(nth: u32) -> Result<Engine, String> {
+        let asked = AtomicU32::new(0);
+        let open = || SimDriver::new(SimOptions::default());
+        spawn(StartOptions::default(), false, open, move |_: &VmiCore<SimDriver>| -> Result<WindowsOs, VmiError> {
+            assert!(asked.fetch_add(1, Ordering::Relaxed) < nth, "on\u{1b} purpose");
+            Err(VmiError::os("nothing there"))
+        })
+    }
+
+    #[test]
+    fn an_engine_that_panics_before_the_guest_is_open_is_an_error() {
+        let error = fragile(0).expect_err("it panics");
+        assert!(error.contains("failed inside (on\u{241b} purpose)"), "{error}");
+    }
+
+    #[test]
+    fn an_engine_that_panics_later_leaves_a_snapshot_that_says_lost() {
+        let engine = fragile(2).expect("a guest without a kernel yet is open");
+        // Until the engine's end of the channel is gone; whoever asks something then is told by the channel.
+        while engine.changed.recv().is_ok() {}
+        let last = engine.snapshot.load();
+        assert_eq!(last.status, Status::Lost);
+        let notice = last.notice.as_deref().unwrap_or_default();
+        assert!(notice.contains("on\u{241b} purpose") && notice.contains("left running"), "{notice}");
+        assert_eq!(last.guest.vcpus, 2, "what was seen stays to be looked at");
+        let (answer, answered) = bounded(1);
+        let sent = engine.requests.send(super::super::command::Request { command: Command::Refresh, answer });
+        assert!(sent.is_err() || answered.recv().is_err(), "nobody answers, and nobody waits for ever");
     }
 }

@@ -140,7 +140,7 @@ where
 /// refuses one thing may still do another.
 ///
 /// # Errors
-/// The first panic of the handler in here.
+/// The first panic in here.
 fn teardown<Driver, Os, Handler>(
     vmi: VmiSession<'_, Driver, Os>,
     handler: &mut Handler,
@@ -150,31 +150,43 @@ where
     Driver: VmiEventControl + VmiVmControl,
     Handler: VmiHandler<Driver, Os>,
 {
-    let said = |step: &str, result: Result<(), VmiError>| {
-        if let Err(error) = result {
+    let mut panics = Vec::new();
+    let mut attempt = |step: &str, action: &mut dyn FnMut() -> Result<(), VmiError>| match caught(action) {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
             tracing::warn!(%error, step, "teardown");
+            true
+        }
+        Err(panic) => {
+            panics.push(panic);
+            false
         }
     };
-    said("pause", vmi.core().pause());
+    attempt("pause", &mut || vmi.core().pause());
     vmi.flush_v2p_cache();
     vmi.flush_gfn_cache();
-    let cleaned = caught(|| handler.cleanup(vmi));
-    said("reset", vmi.core().reset_state());
-    // A handler that has panicked is asked no more: what is still pending just goes on.
-    let drained = if handler_broken || cleaned.is_err() {
-        drain(vmi, |_| VmiEventResponse::default());
+    let cleaned = attempt("cleanup", &mut || {
+        handler.cleanup(vmi);
         Ok(())
-    } else {
-        let drained = caught(|| drain(vmi, |event| handler.handle_event(VmiContext::new(vmi, event))));
-        if drained.is_err() {
+    });
+    attempt("reset", &mut || vmi.core().reset_state());
+    // A handler that has panicked is asked no more: what is still pending just goes on.
+    let drained = !handler_broken
+        && cleaned
+        && attempt("drain", &mut || {
+            drain(vmi, |event| handler.handle_event(VmiContext::new(vmi, event)));
+            Ok(())
+        });
+    if !drained {
+        attempt("drain", &mut || {
             drain(vmi, |_| VmiEventResponse::default());
-        }
-        drained
-    };
+            Ok(())
+        });
+    }
     // An answer to a drained event may have asked for another step.
-    said("reset again", vmi.core().reset_state());
-    said("resume", vmi.core().resume());
-    cleaned.and(drained)
+    attempt("reset again", &mut || vmi.core().reset_state());
+    attempt("resume", &mut || vmi.core().resume());
+    panics.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Answers what is still pending without waiting for more.
