@@ -230,6 +230,40 @@ fn pausing_stops_the_clock_and_steps_are_single() {
 }
 
 #[test]
+fn an_engine_that_stands_by_keeps_the_rows_and_comes_back() {
+    let demo = Demo::start(1);
+    demo.breakpoint("nt!NtCreateFile").expect("a breakpoint");
+    demo.breakpoint("nt!NtClose").expect("another");
+    demo.until("a hit", |s| s.breakpoints.iter().all(|row| row.hits > 0));
+    let off = demo.snapshot().breakpoints[1].id;
+    demo.ask(Command::ToggleBreakpoint(off)).expect("off");
+    let before = demo.snapshot();
+    demo.ask(Command::StandBy).expect("the engine steps aside");
+    let refused = demo.ask(Command::Advance(100)).expect_err("it does nothing");
+    assert!(refused.contains("stands by"), "{refused}");
+    assert_eq!(demo.ask(Command::ComeBack), Ok(Done::Quiet));
+    let after = demo.snapshot();
+    let states = |s: &Snapshot| s.breakpoints.iter().map(|row| (row.id, row.state, row.hits)).collect::<Vec<_>>();
+    assert_eq!(states(&after), states(&before), "rows and hits are kept, and what was off stays off");
+    demo.until("more hits", |s| s.breakpoints[0].hits > before.breakpoints[0].hits);
+    assert_eq!(demo.ask(Command::ComeBack), Ok(Done::Quiet), "nobody was away");
+}
+
+#[test]
+fn a_read_only_session_keeps_rows_that_are_off() {
+    let demo = Demo::with(1, StartOptions { read_only: true, ..StartOptions::default() });
+    let row = |enabled| {
+        let target = Target::parse("nt!NtCreateFile").expect("a place");
+        demo.ask(Command::RestoreBreakpoint { target, scope: Scope::Global, tag: "kept".into(), enabled })
+    };
+    assert!(row(true).is_err_and(|why| why.contains("read-only")));
+    row(false).expect("a row changes nothing");
+    let kept = only(&demo.snapshot().breakpoints);
+    assert_eq!((kept.state, kept.tag.as_str()), (BreakpointState::Disabled, "kept"));
+    assert!(demo.ask(Command::ToggleBreakpoint(kept.id)).is_err_and(|why| why.contains("read-only")));
+}
+
+#[test]
 fn a_deleted_breakpoint_is_restored_on_or_off() {
     let demo = Demo::start(9);
     let restore = |enabled| {

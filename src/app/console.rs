@@ -81,11 +81,12 @@ pub trait Console {
     /// Puts text on the user's clipboard.
     fn copy(&mut self, _: &str) {}
 
-    /// Gives the terminal to the shell until the user comes back; answers whether everything must be drawn again.
+    /// Gives the terminal to the shell until the user comes back, and leaves a note there; answers whether everything must
+    /// be drawn again.
     ///
     /// # Errors
     /// A sentence when the terminal does not come back.
-    fn suspend(&mut self) -> Result<bool, String> {
+    fn suspend(&mut self, _note: &str) -> Result<bool, String> {
         Ok(false)
     }
 

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     engine::{
         command::{Answer, Command, Done, Engine, Request},
-        snapshot::{Snapshot, Status},
+        snapshot::{BreakpointState, Snapshot, Status},
     },
     ui::{
         self, rows,
@@ -54,6 +54,8 @@ const UNDER_WAY: usize = 64;
 const LEAVE_BOUND: Duration = Duration::from_secs(10);
 /// How often the file of a user's theme is looked at.
 const THEME_LOOK: Duration = Duration::from_secs(1);
+/// How long the engine may take to step aside before this process is stopped.
+const STAND_BY_BOUND: Duration = Duration::from_secs(3);
 /// What takes longer than this is told.
 const MOMENT: Duration = Duration::from_millis(200);
 
@@ -439,7 +441,7 @@ where
             // lost while it had no focus, some terminals tell by the focus alone.
             Input::Terminal(Event::Resize(..) | Event::FocusGained) => self.redraw(Ok(true)),
             Input::Terminal(Event::FocusLost) => {}
-            Input::Suspend => self.carry_out(vec![Effect::Suspend]),
+            Input::Suspend => self.suspend(),
             Input::Continued => {
                 let resumed = self.console.resume();
                 self.redraw(resumed);
@@ -475,10 +477,7 @@ where
                 }
                 Effect::FarForward => self.history.far_forward(),
                 Effect::Redraw => self.redraw(Ok(true)),
-                Effect::Suspend => {
-                    let suspended = self.console.suspend();
-                    self.redraw(suspended);
-                }
+                Effect::Suspend => self.suspend(),
                 Effect::ChooseTheme => {
                     let (items, name) = (self.themes.list(), self.themes.name().to_owned());
                     let chosen = items.iter().position(|(item, _)| *item == name).unwrap_or(0);
@@ -499,6 +498,47 @@ where
                 Effect::SaveState => {}
                 Effect::Leave => self.ended = Some(Ok(Ended::Done)),
             }
+        }
+    }
+
+    /// Goes to the shell for a while. While this process is stopped nobody answers the guest, so the engine steps aside
+    /// first; where it cannot, nothing is stopped.
+    fn suspend(&mut self) {
+        let live = !self.engine_ended && !self.console.is_scripted();
+        let aside = if live { self.stand_by() } else { Ok(()) };
+        match aside {
+            Ok(()) => {
+                let set = self.history.live().breakpoints.iter().any(|row| row.state == BreakpointState::Active);
+                let note = match self.history.live().status {
+                    Status::Paused => "vmscope is stopped and the guest stays paused; fg comes back",
+                    _ if set => "vmscope is stopped and its breakpoints are out of the guest; fg puts them back",
+                    _ => "",
+                };
+                let suspended = self.console.suspend(note);
+                self.redraw(suspended);
+            }
+            Err(why) => self.state.notify(Severity::Error, format!("vmscope is not stopped: {why}")),
+        }
+        if live {
+            self.send(Command::ComeBack, None);
+        }
+    }
+
+    /// Waits until the engine has stepped aside.
+    fn stand_by(&mut self) -> Result<(), String> {
+        let until = Instant::now() + STAND_BY_BOUND;
+        let late = || "the engine is busy, and the guest would hang at the next breakpoint; try again".to_owned();
+        let (answer, answered) = bounded(1);
+        match self.engine.requests.send_deadline(Request { command: Command::StandBy, answer }, until) {
+            Ok(()) => {}
+            Err(SendTimeoutError::Timeout(_)) => return Err(late()),
+            // An engine that has ended has left the guest.
+            Err(SendTimeoutError::Disconnected(_)) => return Ok(()),
+        }
+        match answered.recv_deadline(until) {
+            Ok(answer) => answer.map(|_| ()),
+            Err(RecvTimeoutError::Timeout) => Err(late()),
+            Err(RecvTimeoutError::Disconnected) => Ok(()),
         }
     }
 

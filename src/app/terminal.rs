@@ -110,8 +110,12 @@ fn restore() {
 ///
 /// # Errors
 /// When the terminal does not come back.
-fn suspend() -> io::Result<()> {
+fn suspend(note: &str) -> io::Result<()> {
     restore();
+    if !note.is_empty() {
+        // A terminal that is gone is told by the next frame.
+        let _ = writeln!(io::stdout(), "{note}");
+    }
     low_level::emulate_default_handler(SIGTSTP)?;
     take()
 }
@@ -163,8 +167,8 @@ impl Console for Keyboard {
         let _ = execute!(io::stdout(), CopyToClipboard::to_clipboard_from(text));
     }
 
-    fn suspend(&mut self) -> Result<bool, String> {
-        suspend().map(|()| true).map_err(|error| format!("cannot take the terminal again: {error}"))
+    fn suspend(&mut self, note: &str) -> Result<bool, String> {
+        suspend(note).map(|()| true).map_err(|error| format!("cannot take the terminal again: {error}"))
     }
 
     fn resume(&mut self) -> Result<bool, String> {

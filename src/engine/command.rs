@@ -151,6 +151,11 @@ pub enum Command {
     Refresh,
     /// In lock-step runs (virtual time): let the guest run this many ticks, then publish and wait again.
     Advance(u64),
+    /// Take out of the guest what stops it, and do nothing until [`Command::ComeBack`]: this process is about to be stopped,
+    /// and a guest at a breakpoint would wait for it. Rows stay; a guest that the user has paused stays paused.
+    StandBy,
+    /// Go on after [`Command::StandBy`], with every breakpoint back that was set.
+    ComeBack,
     /// Take everything out of the guest, leave it running and end the engine.
     Quit,
 }

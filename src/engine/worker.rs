@@ -331,14 +331,20 @@ where
             }
         }
         match commands.recv_timeout(KERNEL_WAIT) {
-            Ok(request) => {
-                let quit = request.command == Command::Quit;
+            Ok(mut request) => loop {
                 let waiting = "the guest's kernel is not found yet: wait until it has booted".to_owned();
-                let _ = request.answer.send(if quit { Ok(Done::Quiet) } else { Err(waiting) });
-                if quit {
-                    return Ok(None);
+                let known = matches!(request.command, Command::Quit | Command::StandBy | Command::ComeBack);
+                let _ = request.answer.send(if known { Ok(Done::Quiet) } else { Err(waiting) });
+                match request.command {
+                    Command::Quit => return Ok(None),
+                    // Nothing is done while the process is stopped.
+                    Command::StandBy => match commands.recv() {
+                        Ok(next) => request = next,
+                        Err(_) => return Ok(None),
+                    },
+                    _ => break,
                 }
-            }
+            },
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
         }

@@ -55,7 +55,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Command::Advance(_) => {
                 Err("the guest runs by itself here: only a run in virtual time advances by command".into())
             }
-            Command::Quit => Ok(Done::Quiet),
+            Command::Quit | Command::StandBy | Command::ComeBack => Ok(Done::Quiet),
         }
     }
 
@@ -117,7 +117,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         tag: String,
         enabled: bool,
     ) -> Answer {
-        self.writable(&format!("breakpoint at {target}"))?;
+        // A row that is off changes nothing in the guest.
+        if enabled {
+            self.writable(&format!("breakpoint at {target}"))?;
+        }
         let scope = target.pid.map_or(scope, Scope::Process);
         let pid = match scope {
             Scope::Process(pid) => Some(pid),
@@ -194,9 +197,13 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             self.disarm(vmi, id).map_err(|error| format!("could not take the breakpoint at {name} out: {error}"))?;
             return Ok(Done::Said(format!("breakpoint at {name} is off")));
         }
-        let Some((index, _, mut row)) = self.breakpoints.shift_remove_full(&id) else {
-            return Err("that breakpoint is gone".into());
-        };
+        self.switch_on(vmi, id).map_err(|error| format!("could not set the breakpoint at {name} again: {error}"))?;
+        Ok(Done::Said(format!("breakpoint at {name} is on")))
+    }
+
+    /// Puts a breakpoint back into the guest; its row says what became of it.
+    pub(super) fn switch_on(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Result<(), VmiError> {
+        let Some((index, _, mut row)) = self.breakpoints.shift_remove_full(&id) else { return Ok(()) };
         let result = self.arm(vmi, &mut row);
         if let Err(error) = &result {
             row.state = BreakpointState::Failed;
@@ -204,8 +211,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         self.breakpoints.shift_insert(index, id, row);
         self.sync_breakpoints();
-        result.map_err(|error| format!("could not set the breakpoint at {name} again: {error}"))?;
-        Ok(Done::Said(format!("breakpoint at {name} is on")))
+        self.publisher.breakpoints_changed = true;
+        result
     }
 
     fn remove(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Answer {

@@ -231,6 +231,24 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
     }
 
+    /// Takes out what waits for a moment to inject, until the next try.
+    pub(super) fn stop_injecting(&mut self, vmi: VmiSession<'_, D, Os>) {
+        if !self.returns.places.is_empty() {
+            self.set_returns(vmi, &BTreeSet::new());
+        }
+        self.due.returns = None;
+        if D::REPORTS_SWITCHES {
+            self.follow_switches(vmi, false);
+        }
+        if let Some(ctx) = self.refusal_at {
+            let breakpoint = Self::own_breakpoint(ctx, self.view.unwrap_or_default(), Purpose::Refusal).global();
+            match self.bpm.remove(vmi.core(), breakpoint) {
+                Ok(_) => self.refusal_at = None,
+                Err(error) => tracing::warn!(%error, "could not stop listening to the guest's exception dispatch"),
+            }
+        }
+    }
+
     fn own_breakpoint(ctx: AddressContext, view: View, purpose: Purpose) -> Breakpoint<Purpose, BreakpointId> {
         Breakpoint::new(ctx, view).with_key(purpose).with_tag(BreakpointId::default())
     }

@@ -17,6 +17,7 @@ mod refresh;
 mod reset;
 mod resolve;
 mod rows;
+mod standby;
 
 use std::{
     collections::HashMap,
@@ -37,6 +38,7 @@ use self::{
     publish::Publisher,
     refresh::Due,
     rows::{BreakpointRow, TableRow},
+    standby::Standby,
 };
 use super::{
     addr::{AddressContext, Gfn, VcpuId, View},
@@ -155,6 +157,8 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     due: Due,
     /// In lock-step: the clock at which the guest stops until the next [`Command::Advance`], and who waits for it.
     advance: Option<(u64, Sender<Answer>)>,
+    /// On the way to standing by while the process is stopped.
+    standby: Option<Standby>,
     /// How long the next wait for an event may last.
     wait: Duration,
     quit: bool,
@@ -191,6 +195,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             followed: HashMap::new(),
             due: Due::default(),
             advance: None,
+            standby: None,
             wait: WAIT,
             quit: false,
             resets: 0,
@@ -260,7 +265,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// Applies the commands that wait. In lock-step, waits for the next [`Command::Advance`].
     fn serve(&mut self, vmi: VmiSession<'_, D, Os>) {
-        if self.is_advancing(vmi) {
+        if self.is_standing_by(vmi) || self.is_advancing(vmi) {
             return;
         }
         loop {
@@ -288,6 +293,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                     let until = vmi.driver().clock_ns().saturating_add(ticks.saturating_mul(1_000_000));
                     self.advance = Some((until, answer));
                     if self.is_advancing(vmi) {
+                        return;
+                    }
+                }
+                Command::StandBy => {
+                    self.stand_by(vmi, answer);
+                    if self.standby.is_some() {
                         return;
                     }
                 }
@@ -324,6 +335,9 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
     }
 
     fn handle_event(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
+        if let Some(standby) = &mut self.standby {
+            standby.heard = true;
+        }
         self.answer(vmi)
     }
 
