@@ -117,6 +117,7 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
         read_only: cli.options.read_only,
         breaks: cli.lists.breaks.clone(),
         watches: cli.lists.watches.clone(),
+        storm_limit: cli.options.storm_limit,
         profile: cli.options.profile.clone(),
     };
     match cli.guest.clone() {

@@ -295,6 +295,37 @@ fn a_read_only_session_refuses_at_every_turn_and_still_looks() {
 }
 
 #[test]
+fn a_storm_is_ended_said_and_may_begin_anew() {
+    let demo = Demo::with(7, StartOptions { storm_limit: Some(1), ..StartOptions::default() });
+    demo.breakpoint("nt!NtCreateFile").expect("a breakpoint");
+    let row = |s: &Snapshot| only(&s.breakpoints);
+    let is_off = |s: &Snapshot| row(s).state == BreakpointState::Disabled;
+    let said = |s: &Snapshot| {
+        let told = s.events.iter().filter(|event| event.kind == EventKind::Engine && event.text.contains("storm"));
+        told.count()
+    };
+    let storm = demo.until("the storm", is_off);
+    let off = row(&storm);
+    // Six in five seconds are more than one in each.
+    assert_eq!((off.hits, off.pa, said(&storm)), (6, None, 1));
+    assert!(off.error.as_deref().is_some_and(|why| why.starts_with("storm: more than 1 hits")), "{:?}", off.error);
+    assert_eq!(row(&demo.advance(5000)).hits, 6, "it is out");
+
+    demo.ask(Command::ToggleBreakpoint(off.id)).expect("on again");
+    let on = row(&demo.snapshot());
+    assert_eq!((on.state, on.error), (BreakpointState::Active, None));
+    let again = demo.until("another storm", is_off);
+    assert_eq!((row(&again).hits, said(&again)), (12, 2), "what was before does not count");
+    untouched(&again);
+
+    // The same breakpoint where more is allowed.
+    let demo = Demo::start(7);
+    demo.breakpoint("nt!NtCreateFile").expect("a breakpoint");
+    let calm = demo.advance(20_000);
+    assert!(row(&calm).hits > 12 && row(&calm).state == BreakpointState::Active && said(&calm) == 0);
+}
+
+#[test]
 fn command_line_breakpoints_that_cannot_be_set_end_the_start() {
     let start =
         |place: &str| StartOptions { breaks: vec![Target::parse(place).expect("a place")], ..StartOptions::default() };

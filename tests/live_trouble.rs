@@ -58,6 +58,28 @@ fn read_only_is_held() {
 }
 
 #[test]
+fn a_breakpoint_that_would_stop_the_guest_for_good_is_taken_out() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, smp: 2, ..Options::default() }) else { return };
+    let start = StartOptions { storm_limit: Some(5), ..StartOptions::default() };
+    let dashboard = Dashboard::open(&guest, true, start);
+    dashboard.wait("the kernel", |s| s.status == Status::Running);
+    dashboard.ask(breakpoint("do_sys_openat2")).expect("a breakpoint");
+    assert!(guest.sh("work open 1000").ends_with(" 1000\n"));
+    let snapshot = dashboard
+        .wait("the storm's end", |s| s.breakpoints.first().is_some_and(|row| row.state == BreakpointState::Disabled));
+    let row = snapshot.breakpoints.first().expect("the breakpoint");
+    assert!(row.hits > 25 && row.hits < 1000, "{}", row.hits);
+    assert!(row.error.as_deref().is_some_and(|why| why.starts_with("storm: ")), "{:?}", row.error);
+    assert!(snapshot.events.iter().any(|event| event.text.starts_with("do_sys_openat2: storm: ")));
+    dashboard.ask(Command::ToggleBreakpoint(row.id)).expect("on again");
+    let hits = row.hits;
+    guest.sh("work open 3");
+    dashboard.wait("three more", |s| s.breakpoints.first().is_some_and(|row| row.hits == hits + 3));
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
 fn a_guest_in_its_firmware_is_waited_for() {
     let Some(mut guest) = Guest::power_on(&Options { plain: true, ..Options::default() }) else { return };
     let dashboard = Dashboard::open(&guest, true, StartOptions::default());

@@ -50,6 +50,8 @@ pub struct StartOptions {
     pub breaks: Vec<Target>,
     /// Addresses to monitor at once.
     pub watches: Vec<Target>,
+    /// Hits a second above which a breakpoint is taken out; `None` is what suits the driver.
+    pub storm_limit: Option<u32>,
     /// A file of facts on the guest's kernel, where they cannot be found in it.
     pub profile: Option<PathBuf>,
 }
@@ -69,6 +71,7 @@ impl Platform for SimDriver {
     const KIND: &'static str = "demo";
     const TABLE_POLL: Option<Duration> = None;
     const REPORTS_SWITCHES: bool = true;
+    const STORM_LIMIT: u32 = 20_000;
     const VCPU_POLL: Duration = Duration::from_millis(33);
     type Tap = BreakpointController<Self>;
     type Guard = WriteProtect;
@@ -102,6 +105,8 @@ impl Platform for QemuDriver {
     /// Memory is mapped or read from the process: a poll stops nothing, a watchpoint would stop the guest for 10 ms.
     const TABLE_POLL: Option<Duration> = Some(Duration::from_millis(20));
     const REPORTS_SWITCHES: bool = false;
+    /// Each hit stops the guest for 10 ms and more: at this rate it stands more than half of the time.
+    const STORM_LIMIT: u32 = 60;
     const VCPU_POLL: Duration = Duration::from_millis(250);
     type Tap = DebugController<Self>;
     type Guard = Unguarded;
@@ -214,7 +219,7 @@ where
         lock_step,
         breaks: start.breaks,
         watches: start.watches,
-        ..MonitorOptions::default()
+        storm_limit: start.storm_limit,
     };
     let thread = thread::Builder::new().name("engine".into()).spawn(move || {
         let ended = catch_unwind(AssertUnwindSafe(|| {

@@ -1,6 +1,6 @@
 //! Answers to the guest's events.
 
-use super::{Monitor, Platform, Purpose, Step, now};
+use super::{Monitor, Platform, Purpose, STORM_SECONDS, Step, now};
 use crate::engine::{
     addr::{AddressContext, Gfn, Pa},
     arch::{
@@ -81,7 +81,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let shown: Vec<String> = hit.args.iter().map(|arg| format!("{arg:#x}")).collect();
         let text = format!("{}({})", row.name(), shown.join(", "));
         row.record(hit);
-        let storm = row.rates.this_second() > self.options.storm_limit;
+        let storm = row.is_storm(self.options.storm_limit.unwrap_or(D::STORM_LIMIT));
         self.log.counters.hits += 1;
         self.log.push(at_ns, EventKind::Breakpoint, (Some(vcpu), pid, current.name.clone()), text);
         if storm {
@@ -91,14 +91,17 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// Takes a breakpoint out that hits so often that guest and screen would freeze.
     fn disarm_storm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) {
-        let limit = self.options.storm_limit;
+        let limit = self.options.storm_limit.unwrap_or(D::STORM_LIMIT);
         let result = self.disarm(vmi, id);
         let Some(row) = self.breakpoints.get_mut(&id) else { return };
         let text = match result {
             Ok(()) => format!(
-                "storm: more than {limit} hits in a second, taken out to spare the guest; toggle it to put it back"
+                "storm: more than {limit} hits a second for {STORM_SECONDS} s, taken out to spare the guest; toggle it to \
+                 put it back, or start with a higher --storm-limit"
             ),
-            Err(error) => format!("storm: more than {limit} hits in a second, and it could not be taken out: {error}"),
+            Err(error) => {
+                format!("storm: more than {limit} hits a second for {STORM_SECONDS} s, and it stays in: {error}")
+            }
         };
         row.error = Some(text.clone());
         let text = format!("{}: {text}", row.name());

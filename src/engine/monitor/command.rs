@@ -166,8 +166,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if !inserted? {
             return Err(VmiError::Invalid("another breakpoint is there already".into()));
         }
-        row.state = BreakpointState::Pending;
-        row.error = None;
+        row.armed();
         Ok(())
     }
 

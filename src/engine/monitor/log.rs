@@ -51,9 +51,9 @@ impl Rates {
         self.now += 1;
     }
 
-    /// What was counted in the second that is not over yet.
-    pub(super) fn this_second(&self) -> u64 {
-        self.now
+    /// What was counted in the seconds that are kept and in this one.
+    pub(super) fn total(&self) -> u64 {
+        self.seconds.iter().sum::<u64>().saturating_add(self.now)
     }
 
     pub(super) fn to_vec(&self) -> Vec<u64> {

@@ -29,8 +29,8 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use indexmap::IndexMap;
 
-pub use self::platform::Platform;
 pub(in crate::engine) use self::platform::second_level;
+pub use self::platform::{Platform, STORM_SECONDS};
 
 use self::{
     log::EventLog,
@@ -58,7 +58,7 @@ use super::{
 const WAIT: Duration = Duration::from_millis(10);
 
 /// What the engine's user may set before it starts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct MonitorOptions {
     /// Whether everything that changes the guest is refused.
     pub read_only: bool,
@@ -68,14 +68,9 @@ pub struct MonitorOptions {
     pub breaks: Vec<Target>,
     /// Addresses to monitor at once.
     pub watches: Vec<Target>,
-    /// Hits in one second above which a breakpoint is taken out, so that neither guest nor screen freezes.
-    pub storm_limit: u64,
-}
-
-impl Default for MonitorOptions {
-    fn default() -> Self {
-        Self { read_only: false, lock_step: false, breaks: Vec::new(), watches: Vec::new(), storm_limit: 20_000 }
-    }
+    /// Hits a second above which a breakpoint is taken out, so that neither guest nor screen freezes; `None` is the
+    /// driver's own ([`Platform::STORM_LIMIT`]).
+    pub storm_limit: Option<u32>,
 }
 
 /// The engine's ends of the queues that lead to the screen.

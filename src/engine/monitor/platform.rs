@@ -16,6 +16,9 @@ use crate::engine::{
     session::VmiCore,
 };
 
+/// The time over which a breakpoint's hits are counted to tell a storm from a burst.
+pub const STORM_SECONDS: u32 = 5;
+
 /// A driver together with the ways in which the monitor works on it.
 pub trait Platform:
     VmiDriver<Architecture = Amd64> + VmiRead + VmiQueryRegisters + VmiEventControl + VmiVmControl + VmiStep + Sized
@@ -26,6 +29,8 @@ pub trait Platform:
     const TABLE_POLL: Option<Duration>;
     /// Whether switches of address spaces (writes to CR3) can be reported.
     const REPORTS_SWITCHES: bool;
+    /// Hits of one breakpoint a second, over [`STORM_SECONDS`], above which it is a storm.
+    const STORM_LIMIT: u32;
     /// How often the registers of running vCPUs are read.
     const VCPU_POLL: Duration;
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::log::Rates;
+use super::{log::Rates, platform::STORM_SECONDS};
 use crate::engine::{
     addr::{AddressContext, Pa, View},
     snapshot::{Breakpoint, BreakpointId, BreakpointState, Hit, Scope, Table, TableId, WalkEntry},
@@ -12,6 +12,10 @@ use crate::engine::{
 const HITS: usize = 32;
 /// How many seconds of rates a row shows.
 const RATE_SECONDS: usize = 20;
+
+fn recent() -> Rates {
+    Rates::new(STORM_SECONDS as usize - 1)
+}
 
 /// A breakpoint as the user wants it.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(super) struct BreakpointRow {
     pub(super) pa: Option<Pa>,
     pub(super) hits: u64,
     pub(super) rates: Rates,
+    /// Hits since it was armed, as far as they tell a storm.
+    recent: Rates,
     pub(super) last_hits: VecDeque<Hit>,
     pub(super) error: Option<String>,
 }
@@ -43,6 +49,7 @@ impl BreakpointRow {
             pa: None,
             hits: 0,
             rates: Rates::new(RATE_SECONDS),
+            recent: recent(),
             last_hits: VecDeque::new(),
             error: None,
         }
@@ -53,6 +60,18 @@ impl BreakpointRow {
         matches!(self.state, BreakpointState::Active | BreakpointState::Pending)
     }
 
+    /// It is in the guest now, or waits for its page; what was before says nothing on what it does from now on.
+    pub(super) fn armed(&mut self) {
+        self.state = BreakpointState::Pending;
+        self.error = None;
+        self.recent = recent();
+    }
+
+    /// Whether it has hit more often than so many times a second.
+    pub(super) fn is_storm(&self, limit: u32) -> bool {
+        self.recent.total() > u64::from(limit) * u64::from(STORM_SECONDS)
+    }
+
     /// What to call it in a sentence.
     pub(super) fn name(&self) -> String {
         if self.symbol.is_empty() { self.ctx.va.to_string() } else { self.symbol.clone() }
@@ -61,6 +80,7 @@ impl BreakpointRow {
     pub(super) fn record(&mut self, hit: Hit) {
         self.hits += 1;
         self.rates.count(hit.at_ns);
+        self.recent.count(hit.at_ns);
         if self.last_hits.len() == HITS {
             self.last_hits.pop_front();
         }

@@ -76,7 +76,7 @@ pub(super) fn cell<'a>(
             }
             BreakpointState::Pending => Cell::new("pending", style),
             // Storm control takes a breakpoint out with a reason; a user needs none.
-            BreakpointState::Disabled if breakpoint.error.is_some() => Cell::new("stopped", theme.pending),
+            BreakpointState::Disabled if breakpoint.error.is_some() => Cell::new("storm", theme.pending),
             BreakpointState::Disabled => Cell::new("off", style),
             BreakpointState::Failed => Cell::new("failed", style),
         },
