@@ -689,3 +689,39 @@ fn odd_addresses_views_and_frames_are_answered() {
     manager.clear(&vmi).expect("cleared");
     assert!(untouched(&vmi));
 }
+
+#[test]
+fn late_events_of_a_breakpoint_that_is_gone_find_nothing() {
+    let (vmi, view, other) = guest();
+    let pa = in_page(CODE, VA);
+    let mut manager = BreakpointManager::<Int3>::new();
+    let breakpoint = Breakpoint::new((VA, ROOT), view);
+    manager.insert_with_hint(&vmi, breakpoint, Some(pa)).expect("inserted");
+    let event = int3(view, CODE, VA, ROOT);
+    assert!(manager.contains_by_event(&event, ()));
+    // Two vCPUs hit it; the answer to the first event removes it.
+    assert_eq!(manager.remove_by_event(&vmi, &event, ()).ok(), Some(Some(true)));
+    vmi.driver().take_calls();
+    for _ in 0..2 {
+        assert_eq!(manager.get_by_event(&event, ()), None);
+        assert_eq!(manager.remove_by_event(&vmi, &event, ()).ok(), Some(None));
+        assert_eq!(Int3::is_breakpoint(&vmi, &event).ok(), Some(false), "stale, not the guest's own");
+    }
+    assert_eq!(manager.remove(&vmi, breakpoint).ok(), Some(false));
+    let late = [page_out(view, (VA, ROOT), CODE), page_in(view, (VA, ROOT), OTHER)];
+    assert_eq!(manager.handle_ptm_events(&vmi, late).ok(), Some(false));
+    assert_eq!(vmi.driver().take_calls(), [], "nothing was touched");
+
+    // The same for a view that is gone with its breakpoints, and for an event without a view.
+    manager.insert_with_hint(&vmi, breakpoint, Some(pa)).expect("inserted");
+    manager.insert_with_hint(&vmi, Breakpoint::new((VA, ROOT), other), Some(pa)).expect("inserted");
+    vmi.destroy_view(view).expect("exists");
+    assert_eq!(manager.remove_by_view(&vmi, view).ok(), Some(true));
+    for event in [int3(view, CODE, VA, ROOT), int3(None, CODE, VA, ROOT), int3(View(99), CODE, VA, ROOT)] {
+        assert_eq!(manager.get_by_event(&event, ()), None);
+        assert_eq!(Int3::is_breakpoint(&vmi, &event).ok(), Some(false));
+    }
+    assert!(manager.contains_by_event(&int3(other, CODE, VA, ROOT), ()));
+    manager.clear(&vmi).expect("cleared");
+    assert!(untouched(&vmi) && vmi.driver().allocated().is_empty());
+}

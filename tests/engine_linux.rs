@@ -310,6 +310,31 @@ fn the_detail_of_a_process_has_its_parts() {
     }
 }
 
+/// Counts and lengths of all ones: each list says that it was cut, or that it is not there.
+#[test]
+fn lengths_beyond_all_memory_are_cut() {
+    let machine = Machine::new(Options::default());
+    let task = machine.spawn(INIT);
+    let file = machine.file(&["bin", "sh"]);
+    machine.open(task, &[file]);
+    machine.set_regions(task, &[(0x40_0000, u64::MAX, u64::MAX, file)]);
+    machine.load_module("huge", Va(u64::MAX), u32::MAX);
+    let os = attach(&machine);
+    let part = |member: &str| Va(machine.peek64(task + offset("task_struct", member)));
+    machine.poke64(part("mm") + offset("mm_struct", "arg_end"), u64::MAX);
+    machine.poke32(part("signal") + offset("signal_struct", "nr_threads"), u32::MAX);
+    let table = Va(machine.peek64(part("files") + offset("files_struct", "fdt")));
+    machine.poke32(table + offset("fdtable", "max_fds"), u32::MAX);
+    let dentry = Va(machine.peek64(file + offset("file", "f_path.dentry")));
+    machine.poke32(dentry + offset("dentry", "d_name.len"), u32::MAX);
+    let (detail, _) = detail(&machine, &os, 1);
+    assert!(detail.command_line.is_none_or(|line| line.len() < 0x1_0000));
+    assert!(detail.threads.len() < 0x1000 && detail.handles.len() <= 4096 && detail.regions.len() < 0x1000);
+    assert!(detail.regions.iter().all(|region| region.start <= region.end && region.name.len() <= 4096));
+    assert!(os.kernel_modules(&machine.core).is_ok_and(|modules| modules.len() == 1));
+    assert_eq!(processes(&machine, &os).processes.len(), 1);
+}
+
 #[test]
 fn modules_of_the_kernel_are_listed() {
     let machine = Machine::new(Options::default());

@@ -5,7 +5,7 @@ mod support;
 
 use std::cell::Cell;
 
-use support::{Call, FlatDriver, PageSize, Tables, core};
+use support::{Call, FlatDriver, Flicker, PageSize, Tables, core};
 use vmscope::engine::{
     addr::{AddressContext, Gfn, Pa, Va, VcpuId, View},
     arch::amd64::PageTableLevel,
@@ -476,4 +476,67 @@ fn polling_reads_each_table_once_where_reads_are_expensive() {
     guest.vmi.driver().take_calls();
     assert_eq!(ptm.poll(&guest.vmi).ok(), Some(vec![guest.page_out(BASE, 0x40000)]), "not what was read before");
     assert_eq!(guest.vmi.driver().take_calls().len(), 4);
+}
+
+/// A guest that rewrites its tables while they are walked: what is told of an address still makes sense in order.
+#[test]
+fn tables_that_change_between_two_reads_give_ins_and_outs_by_turns() {
+    for (direct, levels) in [(true, 4), (false, 4), (true, 5), (false, 5)] {
+        let vmi = VmiCore::new(Flicker::new(8, 3, direct)).expect("it answers");
+        vmi.set_paging_levels(levels);
+        let mut ptm = PageTableMonitor::<Flicker, (), Unguarded>::polling();
+        let contexts: Vec<_> =
+            (0..6u64).map(|n| AddressContext::new(n * 0x40_2001_2345 & 0x7fff_ffff_ffff, n % 4 * 0x1000)).collect();
+        for &ctx in &contexts {
+            ptm.monitor(&vmi, ctx, VIEW, ()).expect("the roots are in memory");
+        }
+        let mut told: Vec<_> = contexts.iter().map(|&ctx| ptm.state(ctx, VIEW).and_then(|state| state.pa)).collect();
+        let mut count = 0;
+        for _ in 0..3000 {
+            for event in ptm.poll(&vmi).expect("nothing fails") {
+                let update = event.update();
+                let at = contexts.iter().position(|&ctx| ctx == update.ctx).expect("a monitored address");
+                let (before, after) = match event {
+                    PageTableMonitorEvent::PageIn(_) => (None, Some(update.pa)),
+                    PageTableMonitorEvent::PageOut(_) => (Some(update.pa), None),
+                };
+                assert_eq!(std::mem::replace(&mut told[at], after), before, "{event:?}");
+                count += 1;
+            }
+            for (&ctx, told) in contexts.iter().zip(&told) {
+                assert_eq!(ptm.state(ctx, VIEW).map(|state| state.pa), Some(*told));
+            }
+            assert!(ptm.monitored_entries() <= contexts.len() * usize::from(levels));
+        }
+        assert!(count > 1000, "{count} events");
+        ptm.unmonitor_all(&vmi).expect("nothing to give back");
+        assert_eq!((ptm.monitored_tables(), ptm.monitored_entries()), (0, 0));
+    }
+}
+
+#[test]
+fn an_event_of_a_view_that_is_gone_is_answered_and_leaves_nothing() {
+    let guest = guest(2);
+    let view = guest.vmi.driver().create_view(MemoryAccess::RWX).expect("a view");
+    let mut ptm = Ptm::new();
+    ptm.monitor(&guest.vmi, guest.ctx(BASE), view, "a").expect("mapped");
+    guest.vmi.driver().destroy_view(view).expect("exists");
+    // The event was on its way when the view went: nothing maps below the entry any more, then something does again.
+    let entry = guest.entry(BASE, PageTableLevel::Pd);
+    let value = guest.vmi.driver().peek64(entry.0);
+    assert!(ptm.mark_dirty_entry(entry, view, CPU));
+    guest.vmi.driver().poke64(entry.0, 0);
+    let gone = PageEntryUpdate { view, ctx: guest.ctx(BASE), pa: Pa(0x40000) };
+    let events = ptm.process_dirty_entries(&guest.vmi, CPU).expect("tables of a view that is gone need nothing back");
+    assert_eq!(events, [PageTableMonitorEvent::PageOut(gone)]);
+    assert!(ptm.mark_dirty_entry(entry, view, CPU));
+    guest.vmi.driver().poke64(entry.0, value);
+    let error = ptm.process_dirty_entries(&guest.vmi, CPU).expect_err("a table cannot be guarded in no view");
+    assert!(matches!(error, VmiError::ViewNotFound(gone) if gone == view), "{error}");
+    // A view that never was has no monitored entries.
+    assert!(!ptm.mark_dirty_entry(entry, View(99), CPU));
+    ptm.unmonitor_view(&guest.vmi, view).expect("nothing left to restore");
+    assert!(!ptm.mark_dirty_entry(entry, view, CPU));
+    assert_eq!(ptm.process_dirty_entries(&guest.vmi, CPU).ok(), Some(vec![]));
+    assert_eq!((ptm.monitored_tables(), ptm.monitored_addresses()), (0, 0));
 }

@@ -4,7 +4,7 @@ mod support;
 
 use std::{cell::Cell, panic::AssertUnwindSafe, panic::catch_unwind, time::Duration};
 
-use support::{Call, FlatDriver, PageSize, Rng, Scripted, Tables, core};
+use support::{Call, FlatDriver, Flicker, PageSize, Rng, Scripted, Tables, core};
 use vmscope::engine::{
     addr::{AddressContext, Gfn, Pa, Va, VcpuId, View},
     arch::{
@@ -238,6 +238,71 @@ fn hostile_tables_are_walked_in_bounds() {
         assert_eq!(recorded.pa().is_some(), recorded.fault().is_none());
         let _ = vmi.read_string((va, root));
     }
+}
+
+/// What a walk answers is what its own reads add up to, whatever the next read would say.
+#[test]
+fn entries_that_change_between_two_reads_leave_a_walk_in_one_piece() {
+    let (mut mapped, mut faults) = (0, 0);
+    for direct in [true, false] {
+        let vmi = VmiCore::new(Flicker::new(8, 11, direct)).expect("it answers");
+        for round in 0..6_000u64 {
+            vmi.set_paging_levels(if round % 2 == 0 { 4 } else { 5 });
+            vmi.flush_gfn_cache();
+            let (va, root) = (Va(round.wrapping_mul(0x1234_5678_9abc) & 0x7fff_ffff_ffff), frame(round % 9));
+            let walk = Amd64::translation(&vmi, va, root);
+            let mut table = root;
+            for read in walk.entries() {
+                assert_eq!(read.entry_address, table + read.level.index(va) * 8);
+                table = read.entry.address(read.level);
+            }
+            match walk.leaf_level() {
+                Some(level) => assert_eq!(walk.pa(), Some(table + (va.0 & (level.page_bytes() - 1)))),
+                None => assert!(walk.fault().is_some()),
+            }
+            match vmi.translate_address((va, root)) {
+                Ok(pa) => {
+                    assert!(pa.0 < 1 << 52);
+                    mapped += 1;
+                }
+                Err(error) => {
+                    assert_eq!(missing::<()>(Err(error)), [va.0]);
+                    faults += 1;
+                }
+            }
+            // A string without an end in sight still ends.
+            let text = vmi.read_string_bytes_limited((va, root), 5_000);
+            assert!(text.is_err() || text.is_ok_and(|text| text.len() <= 5_000));
+        }
+    }
+    assert!(mapped > 300 && faults > 300, "{mapped} mapped, {faults} faults");
+}
+
+/// Every length and address at its largest: an error that names what is missing, or what there is.
+#[test]
+fn lengths_and_addresses_at_their_limits_are_answered() {
+    guest(4, |vmi, space| {
+        let end = Va(u64::MAX - 3);
+        assert_eq!(missing(vmi.read_u64((end, space.root()))), [end.0, 0]);
+        assert_eq!(missing(vmi.write_u64((end, space.root()), 0)), [end.0, 0]);
+        assert_eq!(missing(vmi.read_string_limited((end, space.root()), usize::MAX)), [end.0]);
+        assert_eq!(missing(vmi.read_wstring_limited((end, space.root()), usize::MAX)), [end.0]);
+        for pa in [Pa(u64::MAX), Pa(u64::MAX - 7), Pa(u64::MAX << 12), Pa(1 << 52)] {
+            assert!(matches!(vmi.read_u64(pa), Err(VmiError::OutOfBounds(_))), "{pa}");
+            assert!(matches!(vmi.write_u64(pa, 0), Err(VmiError::OutOfBounds(_))), "{pa}");
+            assert!(matches!(vmi.read_string_limited(pa, usize::MAX), Err(VmiError::OutOfBounds(_))), "{pa}");
+        }
+        let field = |offset, size| vmi.read_field((BASE, space.root()), &Field { offset, size });
+        assert!(matches!(field(0, u64::MAX), Err(VmiError::Invalid(_))));
+        assert_eq!(missing(field(u64::MAX, 1)), [BASE.0 - 1]);
+        assert!(matches!(vmi.read_uint((BASE, space.root()), usize::MAX), Err(VmiError::Invalid(_))));
+        assert_eq!(missing(vmi.translate_address((Va(u64::MAX), Pa(u64::MAX)))), [u64::MAX]);
+        // A mapped byte in front of the end of everything is read.
+        space.map(end, frame(64), PageSize::Small);
+        vmi.driver().poke(frame(64).0 + 0xffc, b"end.");
+        assert_eq!(vmi.read_u32((end, space.root())).ok(), Some(u32::from_le_bytes(*b"end.")));
+        assert_eq!(missing(vmi.read_string((end, space.root()))), [0]);
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------- reads and writes

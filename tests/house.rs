@@ -355,6 +355,28 @@ fn the_house_stands_anywhere() {
     assert_clean(files("").into_iter().flat_map(check).collect());
 }
 
+#[test]
+fn the_house_has_the_tests_that_its_docs_name() {
+    let sources: String = ["src", "tests"]
+        .iter()
+        .flat_map(|folder| files(folder))
+        .filter(|file| file.ends_with(".rs"))
+        .map(|file| String::from_utf8_lossy(&read(&file)).into_owned())
+        .collect();
+    let docs = String::from_utf8_lossy(&read("docs/testing.md")).into_owned();
+    // A name in backquotes with three underscores or more is a test's.
+    let names: Vec<&str> = docs
+        .split('`')
+        .filter(|word| {
+            word.matches('_').count() > 2 && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        })
+        .collect();
+    assert!(names.len() > 20);
+    assert_clean(
+        names.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).map(str::to_owned).collect(),
+    );
+}
+
 /// What is wrong with a sample, without the docs that every file needs.
 fn faults_of(file: &str, sample: &str) -> Vec<String> {
     blemishes(file, &format!("//! One.\n//! Two.\n//! Three.\n{sample}"))

@@ -1,16 +1,18 @@
-//! What the engine's tests share: a guest of plain memory whose driver can fail on demand ([`FlatDriver`]) and a
-//! builder of page tables ([`Tables`]). Start at `flat.rs`.
+//! What the engine's tests share: a guest of plain memory whose driver can fail on demand ([`FlatDriver`]), one that never
+//! reads the same twice ([`Flicker`]), and a builder of page tables ([`Tables`]). Start at `flat.rs`.
 //!
 //! It is for error paths and exact call sequences; what a running guest does is tested on the built-in one.
 
 #![allow(dead_code, unused_imports, missing_docs, reason = "every test binary uses its own part of this")]
 
 mod flat;
+mod flicker;
 pub mod linux;
 mod tables;
 
 pub use self::{
     flat::{Call, FlatDriver, Scripted},
+    flicker::Flicker,
     tables::{PageSize, Tables},
 };
 
