@@ -132,7 +132,9 @@ impl Session {
     fn hits(&self) -> Option<u64> {
         let text = self.text();
         let row = text.lines().find_map(|line| line.split("do_sys_openat2").nth(1))?;
-        let word = row.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+        // The last number of the row; the physical address, where there is one, stands before it.
+        let cells = row.split('│').next()?.split_whitespace();
+        let word = cells.filter(|word| word.starts_with(|c: char| c.is_ascii_digit())).next_back()?;
         word.replace(',', "").parse().ok()
     }
 }
@@ -162,7 +164,9 @@ fn ctrl_z_leaves_a_guest_that_runs_until_fg() {
     assert_eq!(guest.sh("cat /proc/version >/dev/null; echo runs"), "runs\n");
     let pid = session.pid().to_string();
     assert!(Program::new("kill").args(["-s", "CONT", &pid]).status().is_ok_and(|status| status.success()));
-    session.until("the screen", |session| session.screen.screen().alternate_screen() && session.hits().is_some());
+    session.until("the breakpoint", |session| {
+        session.screen.screen().alternate_screen() && session.text().contains("● do_sys_openat2")
+    });
     let before = session.hits().unwrap_or(0);
     guest.sh("cat /proc/version; cat /proc/version");
     session.until("another hit", |session| session.hits().is_some_and(|hits| hits > before));

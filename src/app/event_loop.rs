@@ -505,10 +505,12 @@ where
     /// first; where it cannot, nothing is stopped.
     fn suspend(&mut self) {
         let live = !self.engine_ended && !self.console.is_scripted();
+        let set = self.history.live().breakpoints.iter().any(|row| row.state == BreakpointState::Active);
         let aside = if live { self.stand_by() } else { Ok(()) };
         match aside {
             Ok(()) => {
-                let set = self.history.live().breakpoints.iter().any(|row| row.state == BreakpointState::Active);
+                // What is out of the guest is shown so, until it is back.
+                self.digest();
                 let note = match self.history.live().status {
                     Status::Paused => "vmscope is stopped and the guest stays paused; fg comes back",
                     _ if set => "vmscope is stopped and its breakpoints are out of the guest; fg puts them back",

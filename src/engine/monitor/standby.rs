@@ -46,6 +46,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
             rows.push(id);
         }
+        self.publish(vmi);
         self.standby = Some(Standby { answer, rows, heard: false, rounds: 0 });
     }
 
