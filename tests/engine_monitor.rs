@@ -353,8 +353,8 @@ fn memory_and_code_are_read_as_the_guest_has_them() {
     assert_eq!(bytes.len(), 32);
     assert_ne!(bytes.first(), Some(&0xcc));
     assert!(memory.walk.len() >= 3);
-    let pattern = bytes.get(..8).expect("eight bytes").to_vec();
-    let found = demo.ask(Command::Search { pid: None, from: row.address, length: 4096, pattern });
+    let pattern = bytes.iter().take(8).map(|byte| Some(*byte)).collect();
+    let found = demo.ask(Command::Search { pid: None, from: row.address, length: 4096, patterns: vec![pattern] });
     let Ok(Done::Found(places, _)) = found else { panic!("{found:?}") };
     assert_eq!(places.first(), Some(&row.address));
 }

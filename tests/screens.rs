@@ -10,13 +10,13 @@ use tui_input::Input;
 use vmscope::{
     engine::{
         command::Subject,
-        snapshot::{BreakpointId, Counters, Part, Snapshot, Status},
+        snapshot::{BreakpointId, Counters, Part, SearchProgress, Snapshot, Status, Va},
     },
     ui::{
         self, export, rows,
         state::{
-            AddDialog, AddField, Ask, Candidate, Choice, Choose, ColorDepth, Column, Confirm, PaneId, Past, Popup,
-            Purpose, RowKey, Severity, Sort, Then, UiState,
+            AddDialog, AddField, Ask, Candidate, Choice, Choose, ColorDepth, Column, Confirm, FindDialog, MemoryMode,
+            MemoryView, PaneId, Past, Popup, Purpose, RowKey, Severity, Sort, Then, UiState,
         },
         theme::Theme,
     },
@@ -47,6 +47,24 @@ fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
         let snapshot = Snapshot { detail: Some(detail.into()), ..fixture::snapshot() };
         all.push((name, snapshot, UiState { popups: vec![Popup::detail(subject)], ..base() }));
     }
+    for (name, mode) in
+        [("memory-bytes", MemoryMode::Bytes), ("memory-code", MemoryMode::Code), ("memory-walk", MemoryMode::Walk)]
+    {
+        let (popup, detail) = fixture::memory(mode);
+        let snapshot = Snapshot { detail: Some(detail.into()), ..fixture::snapshot() };
+        all.push((name, snapshot.clone(), UiState { popups: vec![popup.clone()], ..base() }));
+        if mode == MemoryMode::Bytes {
+            let error = "'48 8' is not bytes: write two hexadecimal digits for each".to_owned();
+            let dialog = FindDialog { input: "48 8".into(), error: Some(error), ..FindDialog::default() };
+            let asked = UiState { popups: vec![popup.clone(), Popup::Find(dialog)], ..base() };
+            all.push(("memory-find", snapshot.clone(), asked));
+            let search = SearchProgress { at: Va(0x7ffa_2000_0000), read_bytes: 412 << 20, found: 3 };
+            let searching = Snapshot { search: Some(search.into()), ..snapshot };
+            all.push(("memory-searching", searching, UiState { popups: vec![popup], ..base() }));
+        }
+    }
+    let waits = Popup::Memory(MemoryView::at(None, Va(0xffff_f803_1c2a_41f5)));
+    all.push(("memory-waiting", fixture::snapshot(), UiState { popups: vec![waits], ..base() }));
     let mut with =
         |name, popup: Popup| all.push((name, fixture::snapshot(), UiState { popups: vec![popup], ..base() }));
     with("waiting", Popup::detail(Subject::Process(648)));

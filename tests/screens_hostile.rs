@@ -11,8 +11,8 @@ use vmscope::{
     ui::{
         self, export, rows,
         state::{
-            AddDialog, Ask, Candidate, Choice, Choose, Column, Confirm, PaneId, Popup, Purpose, Severity, Sort, Then,
-            UiState,
+            AddDialog, Ask, Candidate, Choice, Choose, Column, Confirm, FindDialog, Found, MemoryMode, MemoryView,
+            PaneId, Popup, Purpose, Severity, Sort, Then, UiState,
         },
         theme::Theme,
     },
@@ -106,6 +106,13 @@ fn process_detail(word: &str, number: u64) -> Detail {
     })
 }
 
+/// A view of memory at any address, at the ends of the address space too.
+fn memory_view(number: u64, mode: MemoryMode) -> Popup {
+    let found = Found { patterns: vec![vec![None; 3]], places: vec![Va(number)], ..Found::default() };
+    let search = Some(found);
+    Popup::Memory(MemoryView { cursor: Va(number), top: Va(number), mode, scroll: 7, search, ..MemoryView::default() })
+}
+
 /// Popups with hostile contents.
 fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
     let code = vec![CodeLine {
@@ -114,11 +121,14 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
         symbol: word.to_owned(),
         here: true,
         address: Va(number),
+        target: Some(Va(number)),
     }];
     let walk = WalkEntry { level: "PT", entry: number, previous: Some(!number), ..WalkEntry::default() };
     let memory = MemoryDetail {
         va: Va(number),
         bytes: vec![Some(0x1b), None, Some(0x9b)],
+        changed: vec![Some(number); 2],
+        before: code.clone(),
         code: code.clone(),
         walk: vec![walk],
         ..MemoryDetail::default()
@@ -161,10 +171,11 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
             Popup::detail(Subject::Breakpoint(breakpoint.id)),
             Some(Detail::Breakpoint(BreakpointDetail { breakpoint, code })),
         ),
-        (
-            Popup::Detail { subject: Subject::Memory { pid: None, va: Va(number), length: 3 }, scroll: usize::MAX },
-            Some(Detail::Memory(memory)),
-        ),
+        (memory_view(number, MemoryMode::Bytes), Some(Detail::Memory(memory.clone()))),
+        (memory_view(number, MemoryMode::Code), Some(Detail::Memory(memory.clone()))),
+        (memory_view(number, MemoryMode::Walk), Some(Detail::Memory(memory))),
+        (memory_view(number, MemoryMode::Code), Some(Detail::Gone(word.to_owned()))),
+        (Popup::Find(FindDialog { input: word.into(), error: Some(word.to_owned()), ..FindDialog::default() }), None),
         (Popup::detail(Subject::Table(TableId(1))), Some(Detail::Gone(word.to_owned()))),
         (
             Popup::Event {
@@ -250,7 +261,7 @@ proptest! {
     }
 
     #[test]
-    fn any_popup_at_any_size(word in nasty(), number: u64, width in 0u16..140, height in 0u16..60) {
+    fn any_popup_at_any_size(word in nasty(), number in prop_oneof![Just(0), Just(u64::MAX), any::<u64>()], width in 0u16..140, height in 0u16..60) {
         for (popup, detail) in popups(&word, number) {
             let mut snapshot = fixture::snapshot();
             snapshot.detail = detail.map(Into::into);

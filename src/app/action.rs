@@ -17,6 +17,8 @@ pub enum Place {
     Pane(PaneId),
     /// A popup that is read, not typed into.
     Popup,
+    /// The memory view.
+    Memory,
 }
 
 impl Place {
@@ -25,6 +27,7 @@ impl Place {
         match self {
             Self::Pane(pane) => pane.title(),
             Self::Popup => "Popups",
+            Self::Memory => "Memory",
         }
     }
 }
@@ -36,10 +39,13 @@ const FAULTS: Place = Place::Pane(PaneId::Faults);
 const EVENTS: Place = Place::Pane(PaneId::Events);
 const LOG: Place = Place::Pane(PaneId::Log);
 const POPUP: Place = Place::Popup;
+const MEMORY: Place = Place::Memory;
 
-const EVERYWHERE: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG, POPUP];
+const EVERYWHERE: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG, POPUP, MEMORY];
 /// Every pane.
 pub(super) const PANES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, LOG];
+/// Where something with an address can be selected.
+const ADDRESSES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, POPUP];
 const LISTS: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS];
 
 /// Something that a user can do.
@@ -83,6 +89,19 @@ pub enum Action {
     InvertMarks,
     Undo,
     Memory,
+    MemoryHere,
+    PageWalk,
+    Left,
+    Right,
+    Follow,
+    MemoryBack,
+    GoTo,
+    MemoryMode,
+    Search,
+    SearchNext,
+    SearchPrevious,
+    AskPage,
+    CloseMemory,
     LogTargets,
     LogMore,
     LogLess,
@@ -192,9 +211,20 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::Sort, "sort", &["s"], "sort", "Choose the column to sort by", LISTS).in_footer(),
     entry(Action::Tree, "tree", &["t"], "tree", "Show processes as a tree or as a flat list", &[PROCESSES]).in_footer(),
     entry(Action::GroupEvents, "group-events", &["g"], "group", "Show events that repeat as one row, or each one by itself", &[EVENTS]).in_footer(),
+    entry(Action::Follow, "follow", &["enter", "o"], "follow", "Go where the word or the instruction under the cursor points to", &[MEMORY]).in_footer(),
+    entry(Action::MemoryBack, "memory-back", &["backspace"], "back", "Go back to where the last jump began", &[MEMORY]).in_footer(),
+    entry(Action::GoTo, "go-to", &["g"], "go to", "Go to a symbol, an address or a register, @PID for another process", &[MEMORY]).in_footer(),
+    entry(Action::MemoryMode, "memory-mode", &["tab"], "view", "Show bytes, instructions or the page walk", &[MEMORY]).in_footer(),
+    entry(Action::Search, "search", &["/"], "search", "Search memory for bytes, text or a pointer, from the cursor on", &[MEMORY]).in_footer(),
+    entry(Action::SearchNext, "search-next", &["n"], "next", "Go to the next match", &[MEMORY]).in_footer(),
+    entry(Action::SearchPrevious, "search-previous", &["N"], "previous", "Go to the match before", &[MEMORY]),
+    entry(Action::AskPage, "ask-page", &["r"], "request", "Ask for the missing page under the cursor", &[MEMORY]).in_footer(),
+    entry(Action::CloseMemory, "close-memory", &["esc", "q"], "close", "Give up the search that is under way, else close the view", &[MEMORY]).in_footer(),
+    entry(Action::Left, "left", &["h", "left"], "left", "One byte back", &[MEMORY]),
+    entry(Action::Right, "right", &["l", "right"], "right", "One byte on", &[MEMORY]),
     entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run", EVERYWHERE)
         .needs(Capability::Pause).changes_guest().in_footer(),
-    entry(Action::Step, "step", &["n"], "step", "Run one instruction of a busy processor while the guest is paused", EVERYWHERE)
+    entry(Action::Step, "step", &["n", "f10"], "step", "Run one instruction of a busy processor while the guest is paused", EVERYWHERE)
         .needs(Capability::Step).changes_guest(),
     entry(Action::Freeze, "freeze", &["f"], "freeze view", "Hold the picture still while the guest runs on", EVERYWHERE).in_footer(),
     entry(Action::Help, "help", &["?", "f1"], "help", "List all keys", EVERYWHERE).in_footer(),
@@ -224,7 +254,11 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::InvertMarks, "invert-marks", &["*"], "invert", "Mark the rows that are not marked, and the other way round", LISTS),
     entry(Action::Undo, "undo", &["u"], "undo", "Put back the breakpoints that were deleted last, with scope, tag and state", &[BREAKPOINTS])
         .needs(Capability::Breakpoints).changes_guest(),
-    entry(Action::Memory, "memory", &["m"], "memory", "Look at memory and its instructions by symbol or address", PANES)
+    entry(Action::Memory, "memory", &["m"], "memory", "Look at memory and its instructions by symbol, address or register; the selected row's with enter alone", PANES)
+        .needs(Capability::Read),
+    entry(Action::MemoryHere, "memory-here", &["M"], "memory", "Look at the memory at the address of the selected row or of the popup", ADDRESSES)
+        .needs(Capability::Read),
+    entry(Action::PageWalk, "page-walk", &["w"], "page walk", "Walk the page tables of the address of the selected row, of the popup, or under the cursor", &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, POPUP, MEMORY])
         .needs(Capability::Read),
     entry(Action::LogTargets, "log-targets", &["t"], "targets", "List the parts of the program that log, to choose one", &[LOG]).in_footer(),
     entry(Action::LogMore, "log-more", &["+"], "more", "Show more of the chosen part's log", &[LOG]).in_footer(),

@@ -28,7 +28,7 @@ use super::{
     logging,
     screenshot::Shot,
     themes::Themes,
-    update::{self, Draft, Effect, choose, hints, mouse, popup},
+    update::{self, Draft, Effect, choose, hints, memory, mouse, popup},
 };
 use crate::{
     engine::{
@@ -439,7 +439,10 @@ where
             }
             // A terminal that was small for a moment has lost cells, even when it is back at its size by now. What it
             // lost while it had no focus, some terminals tell by the focus alone.
-            Input::Terminal(Event::Resize(..) | Event::FocusGained) => self.redraw(Ok(true)),
+            Input::Terminal(Event::Resize(..) | Event::FocusGained) => {
+                self.redraw(Ok(true));
+                self.carry_out(memory::resized(&self.state));
+            }
             Input::Terminal(Event::FocusLost) => {}
             Input::Suspend => self.suspend(),
             Input::Continued => {
@@ -609,8 +612,8 @@ where
                 self.notify_logged(Severity::Info, text);
             }
             Ok(Done::Found(found, more)) => {
-                let text = format!("found {}{} times", found.len(), if more { " or more" } else { "" });
-                self.state.notify(Severity::Info, text);
+                let effects = memory::found(&mut self.state, found, more);
+                self.carry_out(effects);
             }
             Err(why) => {
                 if let (Some(draft), true) = (draft, self.state.popups.is_empty()) {

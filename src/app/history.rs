@@ -56,7 +56,11 @@ impl History {
     pub fn shown(&self) -> Arc<Snapshot> {
         match &self.held {
             None => Arc::clone(&self.live),
-            Some(held) => Arc::new(Snapshot { detail: self.live.detail.clone(), ..Snapshot::clone(held) }),
+            Some(held) => Arc::new(Snapshot {
+                detail: self.live.detail.clone(),
+                search: self.live.search.clone(),
+                ..Snapshot::clone(held)
+            }),
         }
     }
 

@@ -79,6 +79,9 @@ pub enum Subject {
     },
 }
 
+/// Bytes to look for, 1 to 4096 of them; `None` stands for any byte.
+pub type Pattern = Vec<Option<u8>>;
+
 /// A request to the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -136,17 +139,21 @@ pub enum Command {
     Step(VcpuId),
     /// What [`Snapshot::detail`](super::snapshot::Snapshot::detail) is to hold; `None` for nothing.
     Inspect(Option<Subject>),
-    /// Search memory of an address space for bytes; the answer lists addresses.
+    /// Search memory of an address space for any of some patterns, in place of a search that is under way. It goes on
+    /// between events; [`Snapshot::search`](super::snapshot::Snapshot::search) tells how far it is, the answer lists
+    /// addresses.
     Search {
         /// The address space: `None` is the kernel's.
         pid: Option<u32>,
         /// First byte of the range.
         from: Va,
-        /// Length of the range in bytes, bounded by the engine.
+        /// Length of the range in bytes; the search ends with the half of the address space that it begins in.
         length: u64,
-        /// What to look for.
-        pattern: Vec<u8>,
+        /// What to look for, 1 to 8 patterns.
+        patterns: Vec<Pattern>,
     },
+    /// End the search that is under way; what it has found is its answer.
+    CancelSearch,
     /// Read everything again now, not at the next refresh.
     Refresh,
     /// In lock-step runs (virtual time): let the guest run this many ticks, then publish and wait again.

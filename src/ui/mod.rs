@@ -12,6 +12,7 @@ pub mod format;
 mod glyphs;
 mod header;
 pub mod layout;
+pub mod memory;
 mod panes;
 mod pen;
 mod popups;

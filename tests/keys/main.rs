@@ -1,5 +1,6 @@
 //! What keys do: the pure part of the application, driven by the same scripts as headless runs.
 
+mod memory;
 mod mouse;
 mod user;
 
@@ -219,7 +220,8 @@ fn a_detail_is_asked_for_and_given_up() {
 #[test]
 fn memory_is_looked_at_by_symbol_and_offset() {
     let mut user = User::new();
-    let expected = Subject::Memory { pid: Some(648), va: Va(0x1010), length: 256 };
+    // As many bytes as 35 rows of the screen show.
+    let expected = Subject::Memory { pid: Some(648), va: Va(0x1010), length: 560 };
     assert_eq!(user.commands("m 'NtCreateFile+0x10@648' enter"), [Command::Inspect(Some(expected))]);
     user.press("esc m 'nonsense' enter");
     assert!(matches!(user.popup(), Some(Popup::Add(dialog)) if dialog.error.is_some()));

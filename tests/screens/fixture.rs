@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmscope::{
     engine::{command::Subject, snapshot::*},
-    ui::state::{KeyHint, UiState},
+    ui::state::{Found, KeyHint, MemoryMode, MemoryView, Popup, UiState},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -287,7 +287,14 @@ pub fn attaching() -> Snapshot {
 }
 
 fn code(address: u64, bytes: &str, text: &str, symbol: &str, here: bool) -> CodeLine {
-    CodeLine { address: Va(address), bytes: bytes.to_owned(), text: text.to_owned(), symbol: symbol.to_owned(), here }
+    CodeLine {
+        address: Va(address),
+        bytes: bytes.to_owned(),
+        text: text.to_owned(),
+        symbol: symbol.to_owned(),
+        here,
+        target: None,
+    }
 }
 
 fn instructions() -> Vec<CodeLine> {
@@ -348,14 +355,6 @@ pub fn details() -> Vec<(&'static str, Subject, Detail)> {
     breakpoint.tag = "files".to_owned();
     let table = tables().swap_remove(2);
     let fault = faults().swap_remove(0);
-    let memory = MemoryDetail {
-        pid: Some(648),
-        root: Pa(0x44_d000),
-        va: Va(0x7ffa_1c2a_0ff0),
-        bytes: (0u32..64).map(|n| (n < 48).then(|| (n.wrapping_mul(37) % 256) as u8)).collect(),
-        code: instructions(),
-        walk: walk(true),
-    };
     vec![
         ("process", Subject::Process(648), Detail::Process(process)),
         (
@@ -365,9 +364,45 @@ pub fn details() -> Vec<(&'static str, Subject, Detail)> {
         ),
         ("walk", Subject::Table(table.id), Detail::Table(table)),
         ("fault", Subject::Fault(fault.id), Detail::Fault(fault)),
-        ("memory", Subject::Memory { pid: Some(648), va: memory.va, length: 64 }, Detail::Memory(memory)),
         ("gone", Subject::Process(9_999), Detail::Gone("process 9999 has ended".to_owned())),
     ]
+}
+
+/// Memory of a process: the end of a page that is there, and one that is not. Some of it changed now, some before.
+pub fn memory(mode: MemoryMode) -> (Popup, Detail) {
+    let va = Va(0x7ffa_1c2a_0e00);
+    let (length, there) = (67 * 16, 0x200);
+    let changed = |nth: u64| match nth {
+        35..39 => Some(62 * SECOND),
+        53 => Some(20 * SECOND),
+        _ => None,
+    };
+    let first = instructions().first().map_or(Va(0), |line| line.address);
+    let detail = MemoryDetail {
+        pid: Some(648),
+        root: Pa(0x44_d000),
+        va: if mode == MemoryMode::Walk { va + 0x21 } else { va },
+        bytes: (0u64..length).map(|n| (n < there).then(|| (n.wrapping_mul(37) % 256) as u8)).collect(),
+        changed: (0..length).map(changed).collect(),
+        code: (0..12u64)
+            .flat_map(|nth| {
+                let at = move |line: CodeLine| CodeLine { address: va + nth * 37 + (line.address - first), ..line };
+                instructions().into_iter().map(at)
+            })
+            .collect(),
+        before: Vec::new(),
+        walk: walk(true),
+    };
+    let found = Found {
+        text: "94 b9".to_owned(),
+        patterns: vec![vec![Some(0x94), Some(0xb9)]],
+        places: vec![va + 4, va + 0x104],
+        more: true,
+        ..Found::default()
+    };
+    let view =
+        MemoryView { pid: Some(648), cursor: va + 0x21, top: va, mode, search: Some(found), ..MemoryView::default() };
+    (Popup::Memory(view), Detail::Memory(detail))
 }
 
 fn hint(name: &str, key: &str, label: &str, doc: &str, group: &str) -> KeyHint {

@@ -9,7 +9,7 @@ use crate::{
         keymap::{self, Keymap},
     },
     engine::snapshot::Snapshot,
-    ui::state::{KeyHint, UiState},
+    ui::state::{KeyHint, Popup, UiState},
 };
 
 /// Brings footer and help up to date with the focus and with what the guest's driver can do.
@@ -31,7 +31,8 @@ pub fn refresh(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap) {
         ACTIONS.iter().filter(|entry| entry.footer && entry.places.contains(&here)).filter_map(footer).collect()
     };
     // Help and palette lie above the panes but speak of the pane below: what only it can do comes first.
-    let below = Place::Pane(state.focus);
+    let looking = state.popups.iter().any(|popup| matches!(popup, Popup::Memory(_)));
+    let below = if looking { Place::Memory } else { Place::Pane(state.focus) };
     let elsewhere_too = |entry: &Entry| entry.places.len() + 1 >= PANES.len() || !entry.places.contains(&below);
     let mut sorted: Vec<&Entry> = ACTIONS.iter().collect();
     sorted.sort_by_key(|entry| (elsewhere_too(entry), Reverse(entry.places.len()), titles(entry)));

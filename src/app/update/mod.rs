@@ -2,11 +2,13 @@
 //!
 //! Everything here is pure: no clock, no file, no terminal, no engine. What must happen outside is answered as
 //! [`Effect`]s, which only the loop carries out. Here are the panes; [`popup`] has what is typed and chosen above
-//! them, [`hints`] the footer and the help.
+//! them, [`memory`] the memory view, [`hints`] the footer and the help.
 
 pub mod choose;
 mod copy;
+mod find;
 pub mod hints;
+pub mod memory;
 pub mod mouse;
 pub mod popup;
 
@@ -24,7 +26,7 @@ use crate::{
     },
     ui::{
         layout, rows,
-        state::{AddDialog, Confirm, PaneId, Popup, Purpose, RowKey, Severity, Split, Then, UiState},
+        state::{AddDialog, Confirm, MemoryMode, PaneId, Popup, Purpose, RowKey, Severity, Split, Then, UiState},
     },
 };
 
@@ -82,7 +84,11 @@ impl PartialEq for Draft {
 
 /// Where keys go now.
 pub fn place(state: &UiState) -> Place {
-    if state.popups.is_empty() { Place::Pane(state.focus) } else { Place::Popup }
+    match state.popups.last() {
+        None => Place::Pane(state.focus),
+        Some(Popup::Memory(_)) => Place::Memory,
+        Some(_) => Place::Popup,
+    }
 }
 
 /// A key was pressed.
@@ -102,6 +108,9 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
     if let Err(why) = possible(entry, state, snapshot) {
         state.notify(Severity::Warning, why);
         return Vec::new();
+    }
+    if let Some(effects) = memory::act(state, snapshot, action) {
+        return effects;
     }
     match action {
         Action::Down => step(state, snapshot, 1),
@@ -134,7 +143,20 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         }
         Action::Add => add(state, snapshot),
         Action::RequestPage => ask(state, snapshot, Purpose::Page),
-        Action::Memory => ask(state, snapshot, Purpose::Memory),
+        Action::Memory | Action::GoTo => ask(state, snapshot, Purpose::Memory),
+        Action::MemoryHere => memory_here(state, snapshot, MemoryMode::Bytes),
+        Action::PageWalk => memory_here(state, snapshot, MemoryMode::Walk),
+        // Everything else that the memory view knows was done above.
+        Action::Left
+        | Action::Right
+        | Action::Follow
+        | Action::MemoryBack
+        | Action::MemoryMode
+        | Action::Search
+        | Action::SearchNext
+        | Action::SearchPrevious
+        | Action::AskPage
+        | Action::CloseMemory => Vec::new(),
         Action::Filter => {
             let before = state.focused().filter.text().to_owned();
             let input = before.clone().into();
@@ -435,6 +457,14 @@ fn add(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         return Vec::new();
     }
     ask(state, snapshot, purpose)
+}
+
+/// Looks at the memory of what is selected.
+fn memory_here(state: &mut UiState, snapshot: &Snapshot, mode: MemoryMode) -> Vec<Effect> {
+    match memory::selected_address(state, snapshot) {
+        Some((pid, va)) => memory::open(state, pid, va, mode),
+        None => refuse(state, "memory-here: nothing with an address is selected; m asks for one"),
+    }
 }
 
 /// Opens the dialog that asks for a place.

@@ -51,7 +51,7 @@ pub fn mouse(
                     let entry = name.and_then(|name| ACTIONS.iter().find(|entry| entry.name == name));
                     entry.map_or_else(Vec::new, |entry| update(state, snapshot, entry.action))
                 }
-                _ if !state.popups.is_empty() => in_popup(state, snapshot, keymap, x, y),
+                _ if !state.popups.is_empty() => in_popup(state, snapshot, keymap, (x, y), double),
                 hit => in_panes(state, snapshot, hit, double),
             }
         }
@@ -104,7 +104,13 @@ fn heading(state: &UiState, id: PaneId, x: u16) -> Option<crate::ui::state::Colu
     rows::column_at(id, &state.pane(id).rows, pane_parts(area).rows.width, x)
 }
 
-fn in_popup(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, x: u16, y: u16) -> Vec<Effect> {
+fn in_popup(
+    state: &mut UiState,
+    snapshot: &Snapshot,
+    keymap: &Keymap,
+    (x, y): (u16, u16),
+    double: bool,
+) -> Vec<Effect> {
     let hit = popup_hit(snapshot, state, x, y);
     let press = |state: &mut UiState, code| {
         let key = KeyCombination::one_key(code, KeyModifiers::NONE);
@@ -123,6 +129,10 @@ fn in_popup(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, x: u16, y
             dialog.chosen = Some(item);
             press(state, KeyCode::Tab)
         }
+        (PopupHit::Address(va), Some(Popup::Memory(view))) => {
+            view.cursor = va;
+            if double { update(state, snapshot, Action::Follow) } else { Vec::new() }
+        }
         (PopupHit::Answer(yes), Some(Popup::Confirm(question))) => {
             question.chosen_yes = yes;
             press(state, KeyCode::Enter)
@@ -131,6 +141,7 @@ fn in_popup(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, x: u16, y
         (PopupHit::Outside, Some(Popup::Filter { .. })) => press(state, KeyCode::Enter),
         // A theme that was only looked at goes.
         (PopupHit::Outside, Some(Popup::Choose(_))) => press(state, KeyCode::Esc),
+        (PopupHit::Outside, Some(Popup::Memory(_))) => Vec::new(),
         (PopupHit::Outside, Some(_)) => popup::close(state),
         _ => Vec::new(),
     }
@@ -145,6 +156,10 @@ fn wheel(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, event: Mouse
             };
             step_in(state, snapshot, over, by);
             Vec::new()
+        }
+        Some(_) if matches!(state.popups.last(), Some(Popup::Memory(_))) => {
+            let action = if by > 0 { Action::Down } else { Action::Up };
+            (0..by.unsigned_abs()).flat_map(|_| update(state, snapshot, action)).collect()
         }
         Some(true) => step(state, snapshot, by),
         // A list to choose from moves one by one.

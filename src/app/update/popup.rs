@@ -8,26 +8,24 @@ use nucleo_matcher::{
 };
 use tui_input::{Input, backend::crossterm::EventHandler};
 
-use super::{Draft, Effect, choose, page_height, update};
+use super::{Draft, Effect, choose, find, memory, page_height, update};
 use crate::{
     app::{
         action::{ACTIONS, Action, Place},
         keymap::{self, Keymap},
     },
     engine::{
-        command::{Command, Subject, Target},
+        command::{Command, Target},
         snapshot::{Scope, Snapshot, SymbolTable, Va},
     },
     ui::{
         rows,
-        state::{AddDialog, AddField, Candidate, Confirm, PaneId, Popup, Purpose, RowKey, Then, UiState},
+        state::{AddDialog, AddField, Candidate, Confirm, MemoryMode, PaneId, Popup, Purpose, RowKey, Then, UiState},
     },
 };
 
 /// How many completions are offered.
 const CANDIDATES: usize = 8;
-/// How many bytes of memory are looked at.
-const MEMORY_BYTES: u32 = 256;
 
 /// A key while a popup is open; `None` where the popup leaves it to the keymap.
 pub(super) fn key(
@@ -58,14 +56,20 @@ pub(super) fn key(
         Popup::Confirm(_) => return Some(confirm(state, code, meaning)),
         Popup::Ask(_) => return Some(choose::ask(state, key, code)),
         Popup::Choose(_) => return Some(choose::choose(state, code, meaning)),
-        Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. } => return None,
+        Popup::Find(_) => return Some(find::key(state, snapshot, key, code)),
+        Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Memory(_) | Popup::Message { .. } => {
+            return None;
+        }
     }
     Some(Vec::new())
 }
 
 /// Whether a popup is typed into or chosen from; the others are read, with the keys of the table.
 pub(super) const fn takes_keys(popup: &Popup) -> bool {
-    !matches!(popup, Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Message { .. })
+    !matches!(
+        popup,
+        Popup::Detail { .. } | Popup::Event { .. } | Popup::Burst { .. } | Popup::Memory(_) | Popup::Message { .. }
+    )
 }
 
 /// Text was pasted: into the field that is open, nowhere else.
@@ -82,9 +86,10 @@ pub fn paste(state: &mut UiState, snapshot: &Snapshot, text: &str) {
 /// Closes the topmost popup; a detail is no longer kept fresh.
 pub(super) fn close(state: &mut UiState) -> Vec<Effect> {
     match state.popups.pop() {
-        Some(Popup::Detail { .. }) => {
+        Some(Popup::Detail { .. } | Popup::Memory(_)) => {
             let below = state.popups.iter().rev().find_map(|popup| match popup {
                 Popup::Detail { subject, .. } => Some(subject.clone()),
+                Popup::Memory(view) => Some(memory::subject(state, view)),
                 _ => None,
             });
             vec![Effect::Send(Command::Inspect(below))]
@@ -323,6 +328,14 @@ fn submit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     if dialog.chosen.is_some() {
         take_completion(dialog);
     }
+    if dialog.purpose == Purpose::Memory && dialog.place.value().trim().is_empty() {
+        let dialog = state.popups.pop();
+        if let Some((pid, va)) = memory::selected_address(state, snapshot) {
+            return memory::open(state, pid, va, MemoryMode::Bytes);
+        }
+        state.popups.extend(dialog);
+    }
+    let Some(Popup::Add(dialog)) = state.popups.last_mut() else { return Vec::new() };
     let mut target = match Target::parse(dialog.place.value()) {
         Ok(target) => target,
         Err(why) => {
@@ -342,14 +355,12 @@ fn submit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         Purpose::Watch => Command::WatchAddress { target, tag },
         Purpose::Page => Command::RequestPage { target },
         Purpose::Memory => {
-            let Some(va) = resolve(&target.place, &snapshot.symbols) else {
+            let Some(va) = resolve(&target.place, snapshot) else {
                 dialog.error = Some(format!("'{}' is neither a symbol of this kernel nor an address", target.place));
                 return Vec::new();
             };
-            let subject = Subject::Memory { pid: target.pid, va, length: MEMORY_BYTES };
             state.popups.pop();
-            state.popups.push(Popup::detail(subject.clone()));
-            return vec![Effect::Send(Command::Inspect(Some(subject)))];
+            return memory::open(state, target.pid, va, MemoryMode::Bytes);
         }
     };
     let draft = Draft(dialog.clone());
@@ -357,10 +368,16 @@ fn submit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     vec![Effect::SendFrom(command, Box::new(draft))]
 }
 
-/// The address of `symbol`, `symbol+0x10` or a hexadecimal number.
-fn resolve(place: &str, symbols: &SymbolTable) -> Option<Va> {
+/// The address of `symbol`, `symbol+0x10`, a register of a busy vCPU, or a hexadecimal number.
+pub(super) fn resolve(place: &str, snapshot: &Snapshot) -> Option<Va> {
     let (symbol, offset) = symbol_of(place);
-    let base = symbols.lookup(symbol.trim()).or_else(|| symbol.parse().ok())?;
+    let symbol = symbol.trim();
+    let register = || {
+        let busy = snapshot.vcpus.iter().find(|vcpu| vcpu.pid.is_some_and(|pid| pid != 0));
+        let vcpu = busy.or(snapshot.vcpus.first())?;
+        vcpu.registers.iter().find(|(name, _)| name.eq_ignore_ascii_case(symbol)).map(|(_, value)| Va(*value))
+    };
+    let base = snapshot.symbols.lookup(symbol).or_else(register).or_else(|| symbol.parse().ok())?;
     match offset.strip_prefix('+') {
         Some(offset) => offset.parse::<Va>().ok().map(|offset| base + offset.0),
         None => Some(base),

@@ -15,10 +15,6 @@ use crate::engine::{
     snapshot::{BreakpointId, BreakpointState, EventKind, FaultId, Scope, TableId},
 };
 
-/// How many places a search reports, and how many bytes it reads at the most.
-const FOUND: usize = 1000;
-const SEARCHED: u64 = 256 << 20;
-
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Applies a command.
     pub(super) fn apply(&mut self, vmi: VmiSession<'_, D, Os>, command: Command) -> Answer {
@@ -47,7 +43,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 self.refresh_detail(vmi);
                 Ok(Done::Quiet)
             }
-            Command::Search { pid, from, length, pattern } => self.search(vmi, pid, from, length, &pattern),
+            // Served before it gets here: its answer comes later.
+            Command::Search { .. } => Ok(Done::Quiet),
+            Command::CancelSearch => {
+                self.cancel_search();
+                Ok(Done::Quiet)
+            }
             Command::Refresh => {
                 self.refresh_all(vmi);
                 Ok(Done::Quiet)
@@ -347,47 +348,5 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     pub(super) fn mapping(&self, ctx: AddressContext, view: View) -> Option<(Pa, u64)> {
         let state = self.ptm.state(ctx, view)?;
         Some((state.pa?, state.page_bytes))
-    }
-
-    fn search(
-        &mut self,
-        vmi: VmiSession<'_, D, Os>,
-        pid: Option<u32>,
-        from: Va,
-        length: u64,
-        pattern: &[u8],
-    ) -> Answer {
-        if pattern.is_empty() || pattern.len() > 4096 {
-            return Err("a search needs 1 to 4096 bytes to look for".into());
-        }
-        let root = self.root_of(vmi, pid)?;
-        let length = length.min(SEARCHED);
-        let mut found = Vec::new();
-        let mut window: Vec<u8> = Vec::new();
-        let mut page = [0; 4096];
-        let mut at = Va(from.0 & !0xfff);
-        while at - from < length || at < from {
-            if vmi.read((at, root), &mut page).is_ok() {
-                // What could be the beginning of a match stays for the next page.
-                let kept = window.len();
-                window.extend_from_slice(&page);
-                for (offset, candidate) in window.windows(pattern.len()).enumerate() {
-                    let place = at + offset as u64 - kept as u64;
-                    if candidate == pattern && place >= from {
-                        if found.len() == FOUND {
-                            return Ok(Done::Found(found, true));
-                        }
-                        found.push(place);
-                    }
-                }
-                let keep = (pattern.len() - 1).min(window.len());
-                window.drain(..window.len() - keep);
-            } else {
-                window.clear();
-            }
-            let Some(next) = at.checked_add(4096) else { break };
-            at = next;
-        }
-        Ok(Done::Found(found, false))
     }
 }

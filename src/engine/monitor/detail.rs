@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Monitor, Platform,
-    disasm::{MAX_INSTRUCTION, disassemble, start_before},
+    disasm::{MAX_INSTRUCTION, disassemble, lead_up, start_before},
+    now,
     refresh::walk_of,
 };
 use crate::engine::{
-    addr::{AddressContext, Va},
+    addr::{AddressContext, Pa, Va},
     command::Subject,
     os::VmiOs,
     session::{VmiProber, VmiSession},
@@ -19,6 +20,10 @@ use crate::engine::{
 const MEMORY: u32 = 64 * 1024;
 /// Lines of disassembly in a breakpoint's popup.
 const CODE_LINES: usize = 24;
+/// Lines of disassembly of a stretch of memory, in it and before it.
+const MEMORY_LINES: usize = 160;
+/// How many bytes before a stretch of memory are looked at for the instructions that lead up to it.
+const LEAD: u64 = 1024;
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Reads the subject of the open popup again.
@@ -89,20 +94,53 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let length = length.min(MEMORY) as usize;
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
-        let mut bytes: Vec<Option<u8>> = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let here = va + bytes.len() as u64;
-            let room = (4096 - (here.0 & 0xfff) as usize).min(length - bytes.len());
-            let mut part = vec![0; room];
-            match vmi.read((here, root), &mut part) {
-                Ok(()) => bytes.extend(part.into_iter().map(Some)),
-                Err(_) => bytes.extend(std::iter::repeat_n(None, room)),
-            }
-        }
+        let bytes = read_there(vmi, va, root, length);
         let there: Vec<u8> = bytes.iter().map_while(|byte| *byte).collect();
-        let code = disassemble(&there, va, va, length / 2, vmi.underlying_os().symbols());
+        let symbols = vmi.underlying_os().symbols();
+        let code = disassemble(&there, va, va, (length / 2).min(MEMORY_LINES), symbols);
+        let lead = LEAD.min(va.0) as usize;
+        let mut leading: Vec<u8> =
+            read_there(vmi, va - lead as u64, root, lead).into_iter().rev().map_while(|byte| byte).collect();
+        leading.reverse();
+        let before = lead_up(&leading, va, MEMORY_LINES, symbols);
         let walk = walk_of(vmi, AddressContext { va, root });
-        Ok(Detail::Memory(MemoryDetail { pid, root, va, bytes, code, walk }))
+        let mut memory = MemoryDetail { pid, root, va, changed: vec![None; bytes.len()], bytes, code, before, walk };
+        if let Some(Detail::Memory(old)) = self.detail.as_deref() {
+            note_changes(&mut memory, old, now(vmi));
+        }
+        Ok(Detail::Memory(memory))
+    }
+}
+
+/// The bytes of a stretch of memory, page by page; a page that is not there gives none.
+fn read_there<D: Platform, Os>(vmi: VmiSession<'_, D, Os>, va: Va, root: Pa, length: usize) -> Vec<Option<u8>> {
+    let mut bytes: Vec<Option<u8>> = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let here = va + bytes.len() as u64;
+        let room = (4096 - (here.0 & 0xfff) as usize).min(length - bytes.len());
+        let mut part = vec![0; room];
+        match vmi.read((here, root), &mut part) {
+            Ok(()) => bytes.extend(part.into_iter().map(Some)),
+            Err(_) => bytes.extend(std::iter::repeat_n(None, room)),
+        }
+    }
+    bytes
+}
+
+/// Notes which bytes differ from those that were read before; a page that came or went is no change of its bytes.
+fn note_changes(memory: &mut MemoryDetail, old: &MemoryDetail, at_ns: u64) {
+    if (old.pid, old.root) != (memory.pid, memory.root) {
+        return;
+    }
+    for (nth, (byte, changed)) in memory.bytes.iter().zip(&mut memory.changed).enumerate() {
+        let before = usize::try_from((memory.va + nth as u64) - old.va).ok();
+        let Some((before, at)) = before.and_then(|before| old.bytes.get(before).zip(old.changed.get(before))) else {
+            continue;
+        };
+        *changed = match (byte, before) {
+            (Some(now), Some(then)) if now != then => Some(at_ns),
+            _ => *at,
+        };
     }
 }
 

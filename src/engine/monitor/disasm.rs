@@ -1,7 +1,7 @@
 //! Disassembly of guest bytes, with the kernel's symbols for addresses.
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, Register, SymbolResolver,
+    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, OpKind, Register, SymbolResolver,
     SymbolResult,
 };
 
@@ -58,9 +58,56 @@ pub(super) fn disassemble(bytes: &[u8], va: Va, here: Va, lines: usize, symbols:
             text,
             symbol: symbols.describe(address, SYMBOL_REACH).unwrap_or_default(),
             here: address == here,
+            target: target(&instruction),
         });
     }
     out
+}
+
+/// The address that an instruction names by itself: where a direct branch goes, memory relative to the instruction
+/// pointer, a fixed address.
+fn target(instruction: &Instruction) -> Option<Va> {
+    let is_branch = instruction.op_count() == 1
+        && matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+    if is_branch {
+        return Some(Va(instruction.near_branch_target()));
+    }
+    if instruction.is_ip_rel_memory_operand() {
+        return Some(Va(instruction.ip_rel_memory_address()));
+    }
+    // Loads of a kernel address as a constant.
+    let constant = (0..instruction.op_count()).find_map(|nth| match instruction.op_kind(nth) {
+        OpKind::Immediate64 | OpKind::Immediate32to64 => Some(instruction.immediate(nth)),
+        _ => None,
+    });
+    constant.filter(|value| value >> 47 == 0x1_ffff || *value >> 56 == 0xff).map(Va)
+}
+
+/// Up to `lines` instructions that lead up to `va` exactly: `bytes` are those before it. Decoding finds its way after a few
+/// instructions wherever it starts; a symbol's start goes before a guess.
+pub(super) fn lead_up(bytes: &[u8], va: Va, lines: usize, symbols: &Arc<SymbolTable>) -> Vec<CodeLine> {
+    let length = bytes.len() as u64;
+    let symbol = va.checked_sub(1).and_then(|before| symbols.nearest(before)).map(|(_, distance)| distance + 1);
+    let symbol = symbol.filter(|&distance| distance <= length).map(|distance| length - distance);
+    let starts = || symbol.into_iter().chain(0..length.min(4 * MAX_INSTRUCTION));
+    // Whether the last instruction ends at the address, and how many bytes on the way are no instruction.
+    let meets = |start: u64| {
+        let rest = bytes.get(start as usize..).unwrap_or_default();
+        let mut decoder = Decoder::with_ip(64, rest, 0, DecoderOptions::NONE);
+        let (mut instruction, mut bad) = (Instruction::default(), 0);
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            bad += u32::from(instruction.is_invalid());
+        }
+        (!instruction.is_invalid()).then_some(bad)
+    };
+    let best = starts().find(|&start| meets(start) == Some(0));
+    let Some(start) = best.or_else(|| starts().find(|&start| meets(start).is_some())) else { return Vec::new() };
+    let rest = bytes.get(start as usize..).unwrap_or_default();
+    let mut code = disassemble(rest, va - (length - start), va, rest.len(), symbols);
+    let surplus = code.len().saturating_sub(lines);
+    code.drain(..surplus);
+    code
 }
 
 /// Where to start so that disassembly reaches `va` exactly: the nearest symbol at or before it, if that is close and
@@ -135,5 +182,33 @@ mod tests {
         assert_eq!(start_before(Va(0x1004), &symbols(), read), Va(0x1000));
         assert_eq!(start_before(Va(0x1005), &symbols(), read), Va(0x1005), "not an instruction's start");
         assert_eq!(start_before(Va(0x1000), &symbols(), read), Va(0x1000));
+    }
+
+    #[test]
+    fn an_instruction_names_where_it_goes() {
+        // call 0x2000; mov rax, [rip+0x10]; jmp rax
+        let bytes = [0xe8, 0xfb, 0x0f, 0x00, 0x00, 0x48, 0x8b, 0x05, 0x10, 0x00, 0x00, 0x00, 0xff, 0xe0];
+        let targets: Vec<_> =
+            disassemble(&bytes, Va(0x1000), Va(0), 9, &symbols()).iter().map(|line| line.target).collect();
+        assert_eq!(targets, [Some(Va(0x2000)), Some(Va(0x101c)), None]);
+    }
+
+    #[test]
+    fn instructions_before_an_address_lead_up_to_it() {
+        let code = [0x55, 0x48, 0x89, 0xe5, 0xe8, 0xf7, 0x0f, 0x00, 0x00, 0xc3];
+        let texts = |bytes: &[u8], va, lines| -> Vec<String> {
+            lead_up(bytes, va, lines, &symbols()).into_iter().map(|line| line.text).collect()
+        };
+        assert_eq!(texts(&code, Va(0x100a), 9), ["push rbp", "mov rbp, rsp", "call target", "ret"]);
+        assert_eq!(texts(&code, Va(0x100a), 2), ["call target", "ret"]);
+        // The first byte belongs to an instruction that began earlier.
+        assert_eq!(texts(&code[3..], Va(0x500a), 1), ["ret"]);
+        assert!(texts(&[], Va(0x1000), 9).is_empty());
+        for seed in 0..64u8 {
+            let bytes: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(37).wrapping_add(seed)).collect();
+            for line in lead_up(&bytes, Va(0x20), 100, &symbols()) {
+                assert!(!line.text.is_empty());
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ mod refresh;
 mod reset;
 mod resolve;
 mod rows;
+mod search;
 mod standby;
 
 use std::{
@@ -38,6 +39,7 @@ use self::{
     publish::Publisher,
     refresh::Due,
     rows::{BreakpointRow, TableRow},
+    search::Search,
     standby::Standby,
 };
 use super::{
@@ -56,6 +58,9 @@ use super::{
 
 /// The longest wait for an event: a command is answered within a frame.
 const WAIT: Duration = Duration::from_millis(10);
+
+/// The same while a search is under way, which goes on in between.
+const SEARCH_WAIT: Duration = Duration::from_millis(2);
 
 /// What the engine's user may set before it starts.
 #[derive(Clone, Debug, Default)]
@@ -143,6 +148,7 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     paused: bool,
     subject: Option<Subject>,
     detail: Option<Arc<Detail>>,
+    search: Option<Search>,
     refusal_at: Option<AddressContext>,
     returns: Returns,
     /// Whether switches of address spaces are reported, because a page waits for one.
@@ -184,6 +190,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             paused: false,
             subject: None,
             detail: None,
+            search: None,
             refusal_at: None,
             returns: Returns::default(),
             follows_cr3: false,
@@ -291,6 +298,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                         return;
                     }
                 }
+                Command::Search { pid, from, length, patterns } => {
+                    self.begin_search(vmi, pid, (from, length), patterns, answer);
+                }
                 Command::StandBy => {
                     self.stand_by(vmi, answer);
                     if self.standby.is_some() {
@@ -322,6 +332,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
         if self.was_reset(vmi.core()) {
             return Some(Ended::Reset);
         }
+        self.continue_search(vmi);
         self.refresh_due(vmi);
         if !self.options.lock_step && self.publisher.is_due() {
             self.publish_news(vmi);
@@ -341,7 +352,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        Some(self.wait)
+        Some(if self.search.is_some() { self.wait.min(SEARCH_WAIT) } else { self.wait })
     }
 
     fn cleanup(&mut self, vmi: VmiSession<'_, D, Os>) {

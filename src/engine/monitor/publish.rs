@@ -12,7 +12,9 @@ use crate::engine::{
     addr::{Pa, Va, VcpuId},
     os::VmiOs,
     session::VmiSession,
-    snapshot::{Capability, Counters, Guest, Process, Snapshot, Status, SymbolTable, Unavailable, Vcpu},
+    snapshot::{
+        Capability, Counters, Guest, Process, SearchProgress, Snapshot, Status, SymbolTable, Unavailable, Vcpu,
+    },
 };
 
 /// The shortest time between two snapshots: 30 a second.
@@ -29,6 +31,7 @@ struct Said {
     paused: bool,
     truncated: bool,
     detail: Option<usize>,
+    search: Option<usize>,
 }
 
 impl Said {
@@ -48,6 +51,7 @@ impl Said {
             paused: snapshot.status == Status::Paused,
             truncated: snapshot.processes_truncated,
             detail: snapshot.detail.as_ref().map(|detail| Arc::as_ptr(detail).addr()),
+            search: snapshot.search.as_ref().map(|search| Arc::as_ptr(search).addr()),
         }
     }
 }
@@ -116,6 +120,10 @@ impl Publisher {
 
     pub(super) fn set_vcpus(&mut self, vcpus: Vec<Vcpu>) {
         self.current.vcpus.set(vcpus);
+    }
+
+    pub(super) fn set_search(&mut self, search: Option<Arc<SearchProgress>>) {
+        self.current.search = search;
     }
 
     pub(super) fn rip(&self, vcpu: VcpuId) -> Option<Va> {

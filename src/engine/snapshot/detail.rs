@@ -110,6 +110,9 @@ pub struct CodeLine {
     pub symbol: String,
     /// Whether this is the line asked for (the breakpoint, the start address).
     pub here: bool,
+    /// Where it branches to, or the memory that it names, where that is known without running it.
+    #[serde(skip)]
+    pub target: Option<Va>,
 }
 
 /// A stretch of memory; a missing page's bytes are `None`.
@@ -123,8 +126,25 @@ pub struct MemoryDetail {
     pub va: Va,
     /// The bytes.
     pub bytes: Vec<Option<u8>>,
-    /// The same as instructions.
+    /// When each byte was last seen to change, on the snapshot's clock; as long as `bytes`.
+    #[serde(skip)]
+    pub changed: Vec<Option<u64>>,
+    /// The same as instructions, a bounded number of them.
     pub code: Vec<CodeLine>,
+    /// Instructions before the first address that lead up to it exactly.
+    #[serde(skip)]
+    pub before: Vec<CodeLine>,
     /// The walk of the first address.
     pub walk: Vec<WalkEntry>,
+}
+
+/// How far a search of memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SearchProgress {
+    /// The page that is looked at next.
+    pub at: Va,
+    /// How much was there to be read so far.
+    pub read_bytes: u64,
+    /// How many matches there are so far.
+    pub found: u64,
 }

@@ -14,7 +14,9 @@ mod detail;
 
 pub use self::{
     clean::clean,
-    detail::{BreakpointDetail, CodeLine, Detail, MemoryDetail, Module, ProcessDetail, Region, ThreadInfo},
+    detail::{
+        BreakpointDetail, CodeLine, Detail, MemoryDetail, Module, ProcessDetail, Region, SearchProgress, ThreadInfo,
+    },
 };
 pub use super::{
     addr::{Gfn, Pa, Va, VcpuId, View},
@@ -150,6 +152,9 @@ pub struct Snapshot {
     pub event_rates: Part<Vec<u64>>,
     /// What the open popup shows, while one is open.
     pub detail: Option<Arc<Detail>>,
+    /// How far a search of memory is, while one is under way.
+    #[serde(skip)]
+    pub search: Option<Arc<SearchProgress>>,
     /// What this driver can do here.
     pub capabilities: Part<Vec<Capability>>,
     /// What it cannot, and why.

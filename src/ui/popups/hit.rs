@@ -4,9 +4,10 @@ use ratatui::layout::{Position, Rect};
 
 use super::{choose, desk, dialogs, help, inner, place, sheet};
 use crate::{
-    engine::snapshot::Snapshot,
+    engine::snapshot::{Snapshot, Va},
     ui::{
         glyphs::Glyphs,
+        memory,
         state::{Popup, UiState},
         theme::Theme,
     },
@@ -21,6 +22,8 @@ pub enum PopupHit {
     Inside,
     /// An item of its list, by its index.
     Item(usize),
+    /// A byte or an instruction of the memory view.
+    Address(Va),
     /// An answer to its question: whether it is yes.
     Answer(bool),
 }
@@ -40,6 +43,7 @@ pub fn popup_hit(snapshot: &Snapshot, ui: &UiState, x: u16, y: u16) -> PopupHit 
             let desk = desk(screen, snapshot, ui, &theme, Glyphs::of(ui.ascii));
             (sheet(&desk, popup).map_or_else(Rect::default, |sheet| place(screen, &sheet)), None)
         }
+        Popup::Memory(view) => (memory::area(ui), memory::address_at(snapshot, ui, view, x, y).map(PopupHit::Address)),
         Popup::Help { .. } => (help::place(screen), None),
         Popup::Palette { found, chosen, .. } => {
             let (area, list, first) = help::palette_place(screen, found.len(), *chosen);
@@ -67,7 +71,9 @@ pub fn popup_hit(snapshot: &Snapshot, ui: &UiState, x: u16, y: u16) -> PopupHit 
             let (area, first) = choose::choose_place(screen, list);
             (area, item(inner(area), first, list.items.len()))
         }
-        Popup::Filter { .. } => (Rect { y: screen.bottom().saturating_sub(1), height: 1, ..screen }, None),
+        Popup::Filter { .. } | Popup::Find(_) => {
+            (Rect { y: screen.bottom().saturating_sub(1), height: 1, ..screen }, None)
+        }
     };
     match hit {
         Some(hit) => hit,

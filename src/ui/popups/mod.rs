@@ -67,6 +67,8 @@ pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, snapshot: &Snapshot, ui: &Ui
                 lines(pen, area, inner, &sheet, scroll_of(popup));
             }
         }
+        Popup::Memory(view) => memory::draw(pen, snapshot, ui, view),
+        Popup::Find(dialog) => prompt::find(pen, screen, dialog),
         Popup::Help { search, scroll } => help::draw(pen, screen, ui, search, *scroll),
         Popup::Palette { input, found, chosen } => help::palette(pen, screen, ui, input, found, *chosen),
         Popup::Add(dialog) => dialogs::add(pen, screen, dialog),
@@ -100,7 +102,9 @@ pub(super) fn clamp_scroll(snapshot: &Snapshot, ui: &mut UiState) {
                 })
             }
             Popup::Help { search, .. } => help::most_scroll(screen, ui, search),
-            Popup::Add(_)
+            Popup::Memory(view) => memory::most_scroll(snapshot, ui, view),
+            Popup::Find(_)
+            | Popup::Add(_)
             | Popup::Filter { .. }
             | Popup::Sort { .. }
             | Popup::Palette { .. }
@@ -166,9 +170,6 @@ fn detail(desk: &Desk<'_>, subject: &Subject) -> Sheet {
         }
         (Subject::Breakpoint(id), Some(Detail::Breakpoint(detail))) if detail.breakpoint.id == *id => {
             breakpoint::sheet(desk, &detail.breakpoint, Some(&detail.code))
-        }
-        (Subject::Memory { pid, va, .. }, Some(Detail::Memory(detail))) if (detail.pid, detail.va) == (*pid, *va) => {
-            memory::sheet(desk, detail)
         }
         (Subject::Table(id), Some(Detail::Table(table))) if table.id == *id => walk::sheet(desk, table),
         (Subject::Fault(id), Some(Detail::Fault(fault))) if fault.id == *id => fault::sheet(desk, fault),

@@ -1,16 +1,16 @@
-//! The filter of a pane, typed on the last line while the pane follows each key.
+//! What is typed on the last line: the filter of a pane, which follows each key, and what memory is searched for.
 //!
 //! ```text
 //!  Filter processes / lsass|svchost█                                  12 of 214
 //! ```
 
-use ratatui::layout::Rect;
+use ratatui::{layout::Rect, style::Style};
 use tui_input::Input;
 
 use super::{dialogs, rest};
 use crate::ui::{
     pen::{Pen, width},
-    state::{PaneId, UiState},
+    state::{FindDialog, PaneId, UiState},
 };
 
 pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, input: &Input) {
@@ -33,6 +33,33 @@ pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, 
     if let Some(error) = state.filter.error()
         && screen.height > 1
     {
+        let above = Rect { y: line.y - 1, ..line };
+        pen.clear(above, theme.error);
+        pen.text(above, &format!(" {error}"), theme.error);
+    }
+}
+
+/// What memory is searched for.
+pub(super) fn find(pen: &mut Pen<'_>, screen: Rect, dialog: &FindDialog) {
+    let theme = pen.theme;
+    let line = Rect { y: screen.bottom() - 1, height: 1, ..screen };
+    pen.clear(line, theme.popup);
+    let label = match (screen.width, dialog.kind.word()) {
+        (50.., kind) => format!(" Search {kind} / "),
+        (_, kind) => format!(" {kind} / "),
+    };
+    let used = pen.text(line, &label, theme.popup_title);
+    let field = rest(line, used);
+    let other = format!(" tab {} ", dialog.kind.next().word());
+    let hint = if field.width >= 60 { width(&other) } else { 0 };
+    let field = Rect { width: field.width - hint, ..field };
+    dialogs::input(pen, field, &dialog.input, true);
+    if dialog.input.value().is_empty() {
+        let style = Style { fg: theme.muted.fg, ..theme.input };
+        pen.text(rest(field, 2), dialog.kind.example(), style);
+    }
+    pen.right(Rect { x: field.right(), width: hint, ..field }, &other, theme.muted);
+    if let Some(error) = dialog.error.as_deref().filter(|_| screen.height > 1) {
         let above = Rect { y: line.y - 1, ..line };
         pen.clear(above, theme.error);
         pen.text(above, &format!(" {error}"), theme.error);

@@ -3,6 +3,7 @@
 //! [`UiState`] is changed by `app::update` (one action at a time) and by [`super::rows::settle`] (once before each
 //! frame); rendering only reads it. [`pane`] holds what each pane remembers, [`popup`] what lies above the panes.
 
+pub mod memory;
 pub mod pane;
 pub mod popup;
 
@@ -11,6 +12,7 @@ use std::{fmt, time::Duration};
 use tui_logger::TuiWidgetState;
 
 pub use self::{
+    memory::{FindDialog, FindKind, Found, MemoryMode, MemoryView},
     pane::{Column, Filter, PaneId, PaneState, RowKey, Sort},
     popup::{AddDialog, AddField, Ask, Candidate, Choice, Choose, Confirm, Popup, Purpose, Then},
 };

@@ -2,7 +2,11 @@
 
 use tui_input::Input;
 
-use super::{Severity, pane::PaneId};
+use super::{
+    Severity,
+    memory::{FindDialog, MemoryMode, MemoryView},
+    pane::PaneId,
+};
 use crate::engine::{
     command::Subject,
     snapshot::{Event, Scope, Va},
@@ -33,6 +37,10 @@ pub enum Popup {
         /// First line shown.
         scroll: usize,
     },
+    /// Memory: bytes, instructions, a page walk.
+    Memory(MemoryView),
+    /// What is searched for in memory is typed.
+    Find(FindDialog),
     /// Every key, from [`UiState::help`](super::UiState::help).
     Help {
         /// Only lines with these words.
@@ -100,7 +108,10 @@ impl Popup {
             | Self::Burst { scroll, .. }
             | Self::Help { scroll, .. }
             | Self::Message { scroll, .. } => Some(scroll),
-            Self::Add(_)
+            Self::Memory(view) if matches!(view.mode, MemoryMode::Walk) => Some(&mut view.scroll),
+            Self::Memory(_)
+            | Self::Find(_)
+            | Self::Add(_)
             | Self::Filter { .. }
             | Self::Sort { .. }
             | Self::Palette { .. }
@@ -114,6 +125,7 @@ impl Popup {
     pub const fn input_mut(&mut self) -> Option<&mut Input> {
         match self {
             Self::Help { search: input, .. } | Self::Filter { input, .. } | Self::Palette { input, .. } => Some(input),
+            Self::Find(dialog) => Some(&mut dialog.input),
             Self::Add(dialog) => match dialog.field {
                 AddField::Place => Some(&mut dialog.place),
                 AddField::Tag => Some(&mut dialog.tag),
@@ -123,6 +135,7 @@ impl Popup {
             Self::Detail { .. }
             | Self::Event { .. }
             | Self::Burst { .. }
+            | Self::Memory(_)
             | Self::Sort { .. }
             | Self::Confirm(_)
             | Self::Choose(_)
