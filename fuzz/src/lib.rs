@@ -1,7 +1,7 @@
 //! Fuzz targets: one function each, which takes any bytes and asserts what must hold of the answer.
 //!
 //! A target panics where the engine breaks a promise: it does not only look for panics of the engine's own. The same
-//! functions serve libFuzzer (`fuzz_targets/`) and the plain loop over changed samples (`samples.rs`). [`TARGETS`] lists
+//! functions serve libFuzzer (`fuzz_targets/`) and the plain loop over changed samples (`examples/samples.rs`). [`TARGETS`] lists
 //! them; each has samples that lead it past the first check.
 
 mod guest;
