@@ -197,6 +197,50 @@ fn what_one_side_only_knows_is_hidden() {
 }
 
 #[test]
+fn a_thread_that_one_side_only_knows_is_hidden() {
+    let machine = Machine::new(Options::default());
+    let shell = machine.spawn(INIT);
+    let thread = machine.add_thread(shell, 8, "worker");
+    let other = machine.add_thread(shell, 9, "other");
+    let os = attach(&machine);
+    let threads = || {
+        let threads = detail(&machine, &os, 1).0.threads;
+        threads.into_iter().map(|thread| (thread.tid, thread.hidden)).collect::<Vec<_>>()
+    };
+    assert_eq!(threads(), [(1, false), (9, false), (8, false)]);
+    machine.unlink_thread(shell, thread);
+    assert_eq!(threads(), [(1, false), (9, false), (8, true)]);
+    // Out of the table of ids as well, it is still seen when it runs or wants to.
+    machine.take_id(8);
+    assert_eq!(threads(), [(1, false), (9, false)]);
+    machine.set_current(1, thread);
+    assert_eq!(threads(), [(1, false), (9, false), (8, true)]);
+    machine.set_current(1, shell);
+    machine.enqueue(0, thread);
+    assert_eq!(threads(), [(1, false), (9, false), (8, true)]);
+    // In the list and nowhere else; but for one that has ended, which has given its id back.
+    machine.take_id(9);
+    assert_eq!(threads(), [(1, false), (9, true), (8, true)]);
+    machine.poke32(other + offset("task_struct", "exit_state"), 0x10);
+    assert_eq!(threads(), [(1, false), (9, false), (8, true)]);
+    assert!(hidden(&processes(&machine, &os)).is_empty(), "the process itself hides from nobody");
+}
+
+#[test]
+fn a_process_that_left_list_and_ids_is_known_by_its_threads() {
+    let machine = Machine::new(Options::default());
+    machine.spawn(INIT);
+    let shell = machine.spawn(SHELL);
+    machine.add_thread(shell, 9, "worker");
+    let os = attach(&machine);
+    machine.unlink(shell);
+    machine.take_id(7);
+    assert_eq!(hidden(&processes(&machine, &os)), [7]);
+    machine.take_id(9);
+    assert!(hidden(&processes(&machine, &os)).is_empty());
+}
+
+#[test]
 fn a_list_that_does_not_end_is_cut_short() {
     let machine = Machine::new(Options::default());
     let init = machine.spawn(INIT);
@@ -340,10 +384,134 @@ fn modules_of_the_kernel_are_listed() {
     let machine = Machine::new(Options::default());
     let os = attach(&machine);
     assert!(os.kernel_modules(&machine.core).expect("an empty list").is_empty());
-    machine.load_module("virtio_net", Va(0xffff_ffff_c040_0000), 0x9000);
+    let net = machine.load_module("virtio_net", Va(0xffff_ffff_c040_0000), 0x9000);
     let modules = os.kernel_modules(&machine.core).expect("a list");
     let [module] = modules.as_slice() else { panic!("one module: {modules:?}") };
     assert_eq!((module.name.as_str(), module.base, module.size), ("virtio_net", Va(0xffff_ffff_c040_0000), 0x9000));
+    assert!(!module.hidden);
+
+    // One that took itself off the list has its folder still, and without that its addresses.
+    let rootkit = machine.load_module("rootkit", Va(0xffff_ffff_c060_0000), 0x2000);
+    let seen = || {
+        let modules = os.kernel_modules(&machine.core).expect("a list");
+        modules.into_iter().map(|module| (module.name, module.hidden)).collect::<Vec<_>>()
+    };
+    let both = |hidden| [("virtio_net".to_owned(), false), ("rootkit".to_owned(), hidden)];
+    machine.hide_module(rootkit);
+    assert_eq!(seen(), both(true));
+    machine.hide_folder();
+    assert_eq!(seen(), both(true));
+    // They are the modules of every thread of the kernel's.
+    machine.spawn(KTHREAD);
+    assert_eq!(detail(&machine, &os, 2).0.modules.len(), 2);
+    assert_eq!(detail(&machine, &os, 2).0.command_line.as_deref(), Some(""));
+    // A list that does not end hides nothing.
+    let links = net + offset("module", "list");
+    machine.poke64(links, links.0);
+    assert_eq!(seen().len(), 1);
+    assert_eq!(detail(&machine, &os, 2).0.truncated, ["modules"]);
+}
+
+#[test]
+fn sockets_say_what_they_are_connected_to() {
+    let machine = Machine::new(Options::default());
+    let shell = machine.spawn(INIT);
+    let none: [(&[u8], u16); 2] = [(&[0; 4], 0); 2];
+    let long = |last: u8| [[0; 15].as_slice(), &[last]].concat();
+    let mapped = [[0; 10].as_slice(), &[0xff, 0xff, 10, 0, 2, 15]].concat();
+    let sockets = [
+        machine.socket(2, (6, 10), [(&[0; 4], 22), (&[0; 4], 0)], b""),
+        machine.socket(2, (6, 1), [(&[10, 0, 2, 15], 22), (&[10, 0, 2, 2], 51_000)], b""),
+        machine.socket(10, (17, 7), [(&long(1), 53), (&long(2), 5353)], b""),
+        machine.socket(10, (6, 8), [(&mapped, 80), (&mapped, 1)], b""),
+        machine.socket(1, (0, 1), none, b"/run/sh\x1b[2J\0"),
+        machine.socket(1, (0, 1), none, b"\0hidden\0x"),
+        machine.socket(1, (0, 1), none, b""),
+        machine.socket(16, (0, 1), none, b""),
+        machine.socket(99, (0, 1), none, b""),
+        machine.socket(2, (6, 99), none, b""),
+    ];
+    machine.open(shell, &sockets);
+    let os = attach(&machine);
+    let said: Vec<String> = detail(&machine, &os, 1).0.handles.into_iter().map(|(_, text)| text).collect();
+    let wanted = [
+        " tcp 0.0.0.0:22 listening",
+        " tcp 10.0.2.15:22 → 10.0.2.2:51000 established",
+        " udp [::1]:53 → [::2]:5353",
+        " tcp 10.0.2.15:80 → 10.0.2.15:1 close wait",
+        " unix /run/sh\u{241b}[2J",
+        " unix @hidden@x",
+        " unix",
+        " netlink",
+        " address family 99",
+        "",
+    ];
+    assert_eq!(said, wanted.map(|what| format!("socket:[4711]{what}")));
+}
+
+#[test]
+fn what_else_is_known_of_a_process() {
+    let machine = Machine::new(Options::default());
+    let shell = machine.spawn(INIT);
+    let os = attach(&machine);
+    let (cred, groups) = (Va(machine.peek64(shell + offset("task_struct", "real_cred"))), machine.alloc(0x40));
+    machine.poke64(cred + offset("cred", "group_info"), groups.0);
+    machine.poke32(groups + offset("group_info", "ngroups"), 2);
+    machine.poke32(groups + offset("group_info", "gid"), 4);
+    machine.poke32(groups + offset("group_info", "gid") + 4, 27);
+    machine.poke32(shell + offset("task_struct", "seccomp.mode"), 2);
+    let (proxy, mounts, network) = (machine.alloc(0x80), machine.alloc(0x80), machine.alloc(0x100));
+    machine.poke64(shell + offset("task_struct", "nsproxy"), proxy.0);
+    machine.poke64(proxy + offset("nsproxy", "mnt_ns"), mounts.0);
+    machine.poke64(proxy + offset("nsproxy", "net_ns"), network.0);
+    machine.poke32(mounts + offset("mnt_namespace", "ns.inum"), 0xf000_0000);
+    machine.poke32(network + offset("net", "ns.inum"), 0xf000_0009);
+    let said = detail(&machine, &os, 1).0.credentials;
+    for (name, value) in
+        [("groups", "4 27"), ("seccomp", "filter"), ("namespaces", "mnt:[4026531840] net:[4026531849]")]
+    {
+        assert!(said.contains(&(name.to_owned(), value.to_owned())), "{said:?}");
+    }
+    machine.poke32(groups + offset("group_info", "ngroups"), u32::MAX);
+    assert!(detail(&machine, &os, 1).0.credentials.iter().all(|(_, value)| value.len() < 4096));
+}
+
+#[test]
+fn a_system_call_is_told_by_name_with_its_arguments() {
+    let machine = Machine::new(Options::default());
+    machine.spawn(INIT);
+    let os = attach(&machine);
+    let path = machine.arguments_at();
+    let saved = machine.saved_registers([-100i32 as u32 as u64, path.0, 0x8_0000, 0o644, 5, 6]);
+    let root = process(&machine, &os, 1).root.expect("an address space");
+    let call = |function: Va, rdi: u64, rsi: u64| {
+        let mut registers = Amd64Registers { cr3: root.0, ..machine.registers(false) };
+        (registers.gp.rip, registers.gp.rdi, registers.gp.rsi) = (function.0, rdi, rsi);
+        os.system_call(VmiSession::new(&machine.core, &os).with_registers(&registers))
+    };
+    let symbol = |name: &str| VmiOs::<FlatDriver>::symbols(&os).lookup(name).expect("a symbol");
+    // A kernel that traces no system calls knows no names.
+    let plain = call(Machine::OPENAT, saved.0, 0).expect("a system call");
+    assert_eq!(plain.text, format!("openat(0xffffff9c, {:#x}, 0x80000, 0x1a4, 0x5, 0x6)", path.0));
+    machine.trace_openat(&[("int", "dfd"), ("const char *", "filename"), ("int", "flags"), ("umode_t", "mode")]);
+    let traced = r#"openat(dfd=-100, filename="/sbin/init", flags=524288, mode=0x1a4)"#;
+    let known = call(Machine::OPENAT, saved.0, 0).expect("a system call");
+    assert_eq!((known.text.as_str(), known.arguments.len()), (traced, 4));
+    // Before its own function: with the number behind or, in old kernels, in front.
+    let dispatcher = symbol("do_syscall_64");
+    assert_eq!(call(dispatcher, saved.0, 257).map(|call| call.text).as_deref(), Some(traced));
+    assert_eq!(call(dispatcher, 257, saved.0).map(|call| call.text).as_deref(), Some(traced));
+    assert_eq!(call(dispatcher, saved.0, 3), None, "no such system call");
+    assert_eq!(call(dispatcher, saved.0, 0xffff_ffff), None);
+    let compatible = call(symbol("__ia32_compat_sys_openat"), saved.0, 0).expect("a system call");
+    assert!(compatible.text.starts_with("openat(dfd="), "{}", compatible.text);
+    assert_eq!(call(symbol("force_sig_fault"), saved.0, 257), None, "an ordinary function");
+    // Saved registers that are nowhere, text that is nowhere, more arguments than there can be.
+    assert_eq!(call(Machine::OPENAT, 0x1000, 0).expect("a system call").text, "openat()");
+    machine.poke64(saved + 0x68, 0xdead_0000);
+    assert!(call(Machine::OPENAT, saved.0, 0).expect("a system call").text.contains("filename=0xdead0000"));
+    machine.poke32(Machine::OPENAT_FACTS + offset("syscall_metadata", "nb_args"), u32::MAX);
+    assert!(call(Machine::OPENAT, saved.0, 0).expect("a system call").arguments.len() <= 6);
 }
 
 #[test]
@@ -419,7 +587,13 @@ proptest! {
         machine.spawn(KTHREAD);
         machine.add_thread(init, 9, "thread");
         let file = machine.file(&["bin", "sh"]);
-        machine.open(init, &[file, file]);
+        let socket = machine.socket(2, (6, 1), [(&[10, 0, 2, 15], 22), (&[10, 0, 2, 2], 51_000)], b"name");
+        machine.open(init, &[file, file, socket]);
+        let module = machine.load_module("virtio_net", Va(0xffff_ffff_c040_0000), 0x9000);
+        machine.load_module("rootkit", Va(0xffff_ffff_c060_0000), 0x9000);
+        machine.hide_module(module);
+        machine.trace_openat(&[("int", "dfd"), ("const char *", "filename")]);
+        let saved = machine.saved_registers([1, 2, 3, 4, 5, 6]);
         machine.set_regions(init, &[(0x1000, 0x2000, 5, file), (0x3000, 0x4000, 1, Va(0))]);
         let os = attach(&machine);
         let driver = machine.core.driver();
@@ -442,6 +616,9 @@ proptest! {
         }
         let _ = os.current_process(session.with_registers(&machine.registers(false)));
         let _ = os.kernel_modules(&machine.core);
+        let mut registers = machine.registers(false);
+        (registers.gp.rip, registers.gp.rdi) = (Machine::OPENAT.0, saved.0);
+        let _ = os.system_call(session.with_registers(&registers));
         let _ = LinuxOs::detect(&machine.core, &machine.registers(true), None);
     }
 }

@@ -49,6 +49,7 @@ pub fn processes() -> Vec<Process> {
 
 fn hit(n: u64) -> Hit {
     Hit {
+        call: None,
         at_ns: 61 * SECOND + n * 130_000_000,
         vcpu: VcpuId((n % 2) as u16),
         pid: Some(if n.is_multiple_of(3) { 1_204 } else { 648 }),

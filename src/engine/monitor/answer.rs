@@ -66,8 +66,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let at_ns = now(vmi.session());
         let Some(row) = self.breakpoints.get_mut(&id) else { return };
         let os = vmi.underlying_os();
-        // An argument on a missing stack page ends the list, it does not spoil the hit.
-        let args = (0..ARGUMENTS).map_while(|index| os.function_argument(vmi.state(), index).ok()).collect();
+        let call = os.system_call(vmi.state());
+        let args = match &call {
+            Some(call) => call.arguments.clone(),
+            // An argument on a missing stack page ends the list, it does not spoil the hit.
+            None => (0..ARGUMENTS).map_while(|index| os.function_argument(vmi.state(), index).ok()).collect(),
+        };
         let vcpu = vmi.event().vcpu_id();
         let pid = (!current.object.is_null()).then_some(current.pid);
         let hit = Hit {
@@ -76,10 +80,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             pid,
             process: current.name.clone(),
             args,
+            call: call.map(|call| call.text),
             registers: vmi.registers().gp.named().to_vec(),
         };
         let shown: Vec<String> = hit.args.iter().map(|arg| format!("{arg:#x}")).collect();
-        let text = format!("{}({})", row.name(), shown.join(", "));
+        let text = match &hit.call {
+            Some(call) => format!("{}: {call}", row.name()),
+            None => format!("{}({})", row.name(), shown.join(", ")),
+        };
         row.record(hit);
         let storm = row.is_storm(self.options.storm_limit.unwrap_or(D::STORM_LIMIT));
         self.log.counters.hits += 1;

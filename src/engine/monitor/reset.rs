@@ -47,6 +47,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.ptm = PageTableMonitor::default();
         self.faults = fault_loop();
         self.refusal_at = None;
+        self.returns = Default::default();
         self.follows_cr3 = false;
         self.steps.clear();
         self.followed.clear();

@@ -46,6 +46,15 @@ pub struct CurrentProcess {
     pub object: Va,
 }
 
+/// A system call that is about to be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SystemCall {
+    /// Name and arguments in a line, cleaned.
+    pub text: String,
+    /// The arguments.
+    pub arguments: Vec<u64>,
+}
+
 /// An operating-system layer, made for one guest.
 pub trait VmiOs<Driver: VmiRead>: Sized {
     /// "linux" or "windows".
@@ -101,6 +110,12 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
     /// # Errors
     /// As a read of the stack, for arguments that are passed there.
     fn function_argument(&self, vmi: VmiState<'_, Driver, Self>, index: u32) -> Result<u64, VmiError>;
+
+    /// The system call that the function whose first instruction is about to run serves: one of the kernel's ways in, or a
+    /// function of a call that is given the registers of user mode. `None` for any other function.
+    fn system_call(&self, _vmi: VmiState<'_, Driver, Self>) -> Option<SystemCall> {
+        None
+    }
 
     /// Where the guest's kernel takes an exception that it could not serve: a hit there in the address space of an
     /// injected fault says that the page will not come (Windows: `KiDispatchException`; Linux: `force_sig_fault`).

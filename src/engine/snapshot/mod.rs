@@ -348,9 +348,11 @@ pub struct Hit {
     pub pid: Option<u32>,
     /// Its name, cleaned.
     pub process: String,
-    /// The first arguments by the guest's calling convention.
+    /// The first arguments by the guest's calling convention; of a system call those of the call.
     #[serde(serialize_with = "hex_list")]
     pub args: Vec<u64>,
+    /// The system call that is served, by name, with its arguments, cleaned.
+    pub call: Option<String>,
     /// General-purpose registers by name.
     #[serde(skip)]
     pub registers: Vec<(&'static str, u64)>,

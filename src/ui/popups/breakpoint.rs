@@ -84,11 +84,12 @@ fn hits(sheet: &mut Sheet, desk: &Desk<'_>, hits: &[Hit]) {
             None => hit.process.clone(),
         };
         let args: Vec<String> = hit.args.iter().map(|arg| format!("{arg:#x}")).collect();
+        let asked = hit.call.clone().unwrap_or_else(|| format!("({})", args.join(", ")));
         sheet.line(vec![
             column_right(&format::clock(hit.at_ns), 10, theme.muted),
             column_right(&hit.vcpu.to_string(), 3, theme.muted),
             column(&process, 20, theme.symbol),
-            Span::styled(format!("({})", args.join(", ")), theme.number),
+            Span::styled(asked, theme.number),
         ]);
     }
     if let Some(newest) = hits.last().filter(|hit| !hit.registers.is_empty()) {

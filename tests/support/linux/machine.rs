@@ -36,6 +36,8 @@ pub const FACTS: &[Structure] = &[
             ("files", 0x260),
             ("signal", 0x270),
             ("worker_private", 0x280),
+            ("nsproxy", 0x288),
+            ("seccomp.mode", 0x290),
         ],
     ),
     (
@@ -51,7 +53,7 @@ pub const FACTS: &[Structure] = &[
         ],
     ),
     ("signal_struct", &[("nr_threads", 0x8), ("thread_head", 0x10)]),
-    ("cred", &[("uid", 0x8), ("gid", 0xc), ("euid", 0x18), ("cap_effective", 0x38)]),
+    ("cred", &[("uid", 0x8), ("gid", 0xc), ("euid", 0x18), ("cap_effective", 0x38), ("group_info", 0x60)]),
     ("kthread", &[("full_name", 0x30)]),
     ("pid_namespace", &[("idr.idr_rt.xa_head", 0x8)]),
     ("xa_node", &[("shift", 0x0), ("slots", 0x28)]),
@@ -60,7 +62,7 @@ pub const FACTS: &[Structure] = &[
     ("maple_range_64", &[("pivot", 0x8), ("slot", 0x80)]),
     ("maple_arange_64", &[("pivot", 0x8), ("slot", 0x50)]),
     ("vm_area_struct", &[("vm_start", 0x0), ("vm_end", 0x8), ("vm_flags", 0x20), ("vm_file", 0x30)]),
-    ("file", &[("f_path.mnt", 0x10), ("f_path.dentry", 0x18)]),
+    ("file", &[("f_path.mnt", 0x10), ("f_path.dentry", 0x18), ("private_data", 0xc8)]),
     (
         "dentry",
         &[
@@ -79,6 +81,34 @@ pub const FACTS: &[Structure] = &[
     ("files_struct", &[("fdt", 0x20)]),
     ("fdtable", &[("max_fds", 0x0), ("fd", 0x8)]),
     ("module", &[("list", 0x8), ("name", 0x18), ("mem.base", 0x140), ("mem.size", 0x148)]),
+    ("kset", &[("list", 0x10)]),
+    ("kobject", &[("entry", 0x8)]),
+    ("module_kobject", &[("kobj", 0x20), ("mod", 0x60)]),
+    ("mod_tree_root", &[("root.tree.rb_node", 0x8)]),
+    ("mod_tree_node", &[("mod", 0x0), ("node.node", 0x8)]),
+    ("rb_node", &[("rb_right", 0x8), ("rb_left", 0x10)]),
+    ("socket", &[("sk", 0x18)]),
+    (
+        "sock",
+        &[
+            ("__sk_common.skc_daddr", 0x0),
+            ("__sk_common.skc_rcv_saddr", 0x4),
+            ("__sk_common.skc_dport", 0xc),
+            ("__sk_common.skc_num", 0xe),
+            ("__sk_common.skc_family", 0x10),
+            ("__sk_common.skc_state", 0x12),
+            ("__sk_common.skc_v6_daddr", 0x38),
+            ("__sk_common.skc_v6_rcv_saddr", 0x48),
+            ("sk_protocol", 0x100),
+        ],
+    ),
+    ("unix_sock", &[("addr", 0x180)]),
+    ("unix_address", &[("len", 0x4), ("name", 0xc)]),
+    ("group_info", &[("ngroups", 0x4), ("gid", 0x8)]),
+    ("nsproxy", &[("mnt_ns", 0x18), ("net_ns", 0x28)]),
+    ("mnt_namespace", &[("ns.inum", 0x10)]),
+    ("net", &[("ns.inum", 0x80)]),
+    ("syscall_metadata", &[("name", 0x0), ("nb_args", 0xc), ("types", 0x10), ("args", 0x18)]),
 ];
 
 /// The offset of a member of this kernel's structures.
@@ -141,6 +171,7 @@ const TYPES: Va = Va(RODATA.0 + 0x2_0000);
 const INIT_TASK: Va = DATA;
 const VARIABLES: Va = Va(DATA.0 + 0x1000);
 const TOP_TABLES: Va = Va(DATA.0 + 0x2000);
+const SYSTEM_CALLS: Va = Va(DATA.0 + 0x1800);
 const IDT: Va = Va(0xffff_fe00_0000_0000);
 const IDT_PA: u64 = 0x1000;
 /// Per-CPU data of CPU n: one page each.
@@ -150,6 +181,8 @@ const RUN_QUEUES: u64 = 0x200;
 /// Where processes have their arguments.
 const STACK: Va = Va(0x7ffd_0000_0000);
 const NX: u64 = 1 << 63;
+/// Of the only system call.
+const OPENAT_NUMBER: u64 = 257;
 
 /// The kernel's symbols, without those of the type information.
 pub fn symbols(text: Va, form: Form) -> Vec<(String, Va)> {
@@ -171,7 +204,14 @@ pub fn symbols(text: Va, form: Form) -> Vec<(String, Va)> {
         ("page_offset_base", at(VARIABLES)),
         ("nr_cpu_ids", at(VARIABLES) + 8),
         ("__per_cpu_offset", at(VARIABLES) + 0x10),
-        ("modules", at(VARIABLES) + 0x20),
+        ("do_syscall_64", text + 0xe000),
+        ("__x64_sys_openat", text + 0xe100),
+        ("__ia32_compat_sys_openat", text + 0xe200),
+        ("modules", at(Machine::MODULES)),
+        ("module_kset", at(Machine::MODULE_SET)),
+        ("mod_tree", at(Machine::MODULE_TREE)),
+        ("sys_call_table", at(SYSTEM_CALLS)),
+        ("__syscall_meta__openat", at(Machine::OPENAT_FACTS)),
         ("init_pid_ns", at(VARIABLES) + 0x100),
         ("init_top_pgt", at(TOP_TABLES)),
         ("level2_kernel_pgt", at(TOP_TABLES) + 0x2000),
@@ -182,6 +222,14 @@ pub fn symbols(text: Va, form: Form) -> Vec<(String, Va)> {
 }
 
 impl Machine {
+    /// The heads of the list of modules, of the set of their folders, of the tree of their addresses.
+    pub const MODULES: Va = Va(VARIABLES.0 + 0x20);
+    pub const MODULE_SET: Va = Va(VARIABLES.0 + 0x28);
+    pub const MODULE_TREE: Va = Va(VARIABLES.0 + 0x30);
+    /// What is traced of the only system call, and the function that serves it.
+    pub const OPENAT_FACTS: Va = Va(VARIABLES.0 + 0x700);
+    pub const OPENAT: Va = Va(TEXT.0 + 0xe100);
+
     /// A kernel that is up: the idle task and no process yet, two CPUs.
     pub fn new(options: Options) -> Self {
         let core = crate::support::core(FRAMES);
@@ -282,7 +330,8 @@ impl Machine {
             self.poke64(queue, queue.0);
             self.set_current(cpu, INIT_TASK);
         }
-        self.poke64(VARIABLES + 0x20, VARIABLES.0 + 0x20);
+        self.poke64(Self::MODULES, Self::MODULES.0);
+        self.poke64(SYSTEM_CALLS + OPENAT_NUMBER * 8, Self::OPENAT.0);
         let idle = INIT_TASK;
         self.poke64(idle + offset("task_struct", "tasks"), (idle + offset("task_struct", "tasks")).0);
         self.poke(idle + offset("task_struct", "comm"), b"swapper/0\0");
@@ -453,6 +502,9 @@ impl Machine {
         let threads =
             Va(self.peek64(process + offset("task_struct", "signal"))) + offset("signal_struct", "nr_threads");
         self.poke32(threads, self.peek64(threads) as u32 + 1);
+        self.give_id(tid, task);
+        // The id of a thread is that of no process.
+        self.poke64(Va(self.peek64(self.id_slot(tid))) + offset("pid", "tasks") + 8, 0);
         task
     }
 
@@ -489,6 +541,12 @@ impl Machine {
         let links = task + offset("task_struct", "pid_links");
         self.poke64(id + offset("pid", "tasks"), links.0);
         self.poke64(id + offset("pid", "tasks") + 8, links.0 + 16);
+    }
+
+    /// Takes a thread out of its process's list, as a rootkit does.
+    pub fn unlink_thread(&self, process: Va, thread: Va) {
+        let head = Va(self.peek64(process + offset("task_struct", "signal"))) + offset("signal_struct", "thread_head");
+        self.take(head, thread + offset("task_struct", "thread_node"));
     }
 
     /// Takes an id out of the table.
@@ -556,17 +614,6 @@ impl Machine {
             self.poke64(top + offset("maple_arange_64", "pivot") + i as u64 * 8, last);
             self.poke64(top + offset("maple_arange_64", "slot") + i as u64 * 8, leaf.0 | 1 << 3);
         }
-    }
-
-    /// Loads the only module.
-    pub fn load_module(&self, name: &str, base: Va, bytes: u32) {
-        let module = self.alloc(0x200);
-        let (head, node) = (VARIABLES + 0x20, module + offset("module", "list"));
-        self.poke64(head, node.0);
-        self.poke64(node, head.0);
-        self.poke(module + offset("module", "name"), name.as_bytes());
-        self.poke64(module + offset("module", "mem.base"), base.0);
-        self.poke32(module + offset("module", "mem.size"), bytes);
     }
 
     /// Takes away the page that a process has its arguments in.

@@ -5,6 +5,7 @@
 mod btf;
 mod kallsyms;
 mod machine;
+mod objects;
 
 pub use self::{
     btf::BtfWriter,

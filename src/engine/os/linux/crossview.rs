@@ -18,8 +18,18 @@ const MOST_NODES: usize = 1 << 15;
 const MOST_IDS: usize = 1 << 18;
 /// Tasks of one run queue that are looked at at most.
 const MOST_QUEUED: usize = 4096;
-/// `PIDTYPE_TGID`: the list of an id's processes, as opposed to threads, in `include/linux/pid_types.h`.
+/// `PIDTYPE_PID` and `PIDTYPE_TGID`: the lists of an id's threads and of its processes, in `include/linux/pid_types.h`.
+const PIDTYPE_PID: u64 = 0;
 const PIDTYPE_TGID: u64 = 1;
+
+/// What the table of ids knows.
+#[derive(Default)]
+pub(super) struct Ids {
+    /// First tasks of processes.
+    pub(super) processes: Vec<Va>,
+    /// All tasks, those too.
+    pub(super) threads: Vec<Va>,
+}
 
 /// The first tasks of all processes, and where they were found.
 #[derive(Default)]
@@ -62,9 +72,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let known: HashSet<Va> = found.listed.iter().map(|task| task.object).collect();
         let mut seen = known.clone();
         if let Some(table) = self.pid_table() {
-            let elsewhere = table.iter().filter(|object| seen.insert(**object));
+            let elsewhere = table.processes.iter().filter(|object| seen.insert(**object));
             found.unlisted.extend(elsewhere.filter_map(|&object| self.task(object).ok()));
-            let table: HashSet<Va> = table.into_iter().collect();
+            // A process may have been taken out of both, and its threads be left.
+            let leaders = table.threads.iter().filter_map(|&thread| self.leader_of(thread));
+            let leaders = leaders.filter(|leader| seen.insert(*leader)).filter_map(|leader| self.task(leader).ok());
+            found.unlisted.extend(leaders.filter(|task| task.leader == task.object && task.exit_state == 0));
+            let table: HashSet<Va> = table.processes.into_iter().collect();
             found.without_id = known.iter().copied().filter(|object| !table.contains(object)).collect();
         }
         for object in self.scheduled() {
@@ -89,12 +103,12 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Ok(found)
     }
 
-    /// The first tasks of the processes in the table of ids; `None` where it could not be read as a whole.
-    fn pid_table(&self) -> Option<Vec<Va>> {
+    /// The tasks in the table of ids; `None` where it could not be read as a whole.
+    pub(super) fn pid_table(&self) -> Option<Ids> {
         let layout = self.os.layout.pids.as_ref()?;
         let head = self.pointer(self.os.symbols.lookup("init_pid_ns")? + layout.head).ok()?;
         let mut bytes = vec![0; layout.node_slots.checked_add(SLOTS * 8).filter(|&size| size <= 4096)? as usize];
-        let mut processes = Vec::new();
+        let mut found = Ids::default();
         let mut nodes = vec![(node(head.0)?, u64::from(u8::MAX))];
         let (mut nodes_read, mut ids_read) = (0, 0);
         while let Some((at, parent_shift)) = nodes.pop() {
@@ -112,7 +126,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                     None if entry == 0 || entry & 3 != 0 => {}
                     None => {
                         ids_read += 1;
-                        processes.extend(self.process_of(Va(entry)));
+                        found.processes.extend(self.task_of(Va(entry), PIDTYPE_TGID));
+                        found.threads.extend(self.task_of(Va(entry), PIDTYPE_PID));
                     }
                 }
             }
@@ -120,19 +135,23 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 return None;
             }
         }
-        Some(processes)
+        Some(found)
     }
 
-    /// The first task of the process that has an id (`struct pid`); `None` for the id of a thread, of a group or session
-    /// whose process is gone.
-    fn process_of(&self, pid: Va) -> Option<Va> {
+    /// The task that has an id (`struct pid`) of a type; `None` for the id of a group or session whose process is gone.
+    fn task_of(&self, pid: Va, kind: u64) -> Option<Va> {
         let layout = self.os.layout.pids.as_ref()?;
-        let node = self.pointer(pid + layout.tasks + PIDTYPE_TGID * 8).ok()?;
-        (!node.is_null()).then(|| node - layout.links - PIDTYPE_TGID * 16)
+        let node = self.pointer(pid + layout.tasks + kind * 8).ok()?;
+        (!node.is_null()).then(|| node - layout.links - kind * 16)
+    }
+
+    /// The first task of the process that a task belongs to.
+    pub(super) fn leader_of(&self, task: Va) -> Option<Va> {
+        self.existing(task + self.os.layout.task.group_leader?)
     }
 
     /// The tasks that run or want to run, of every CPU; what cannot be read is left out.
-    fn scheduled(&self) -> Vec<Va> {
+    pub(super) fn scheduled(&self) -> Vec<Va> {
         let mut tasks = Vec::new();
         let queues = self.os.layout.run_queue.as_ref().zip(self.os.symbols.lookup("runqueues"));
         for &base in &self.os.per_cpu.offsets {

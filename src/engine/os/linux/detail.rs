@@ -1,21 +1,19 @@
-//! More of one process: command line, credentials, threads; its memory is read in `maps`, its files in `files`.
-
-use std::collections::HashSet;
+//! More of one process: command line, credentials, namespaces; its threads are read in `threads`, its memory in `maps`, its
+//! files in `files`. A thread of the kernel's own has the kernel's modules.
 
 use super::{kernel::Kernel, tasks::TaskRecord};
 use crate::engine::{
-    addr::Va,
     arch::amd64::Amd64,
     driver::VmiRead,
     error::VmiError,
     session::VmiProber,
-    snapshot::{Process, ProcessDetail, ThreadInfo, clean},
+    snapshot::{Process, ProcessDetail, clean},
 };
 
+/// Supplementary groups that are read.
+const MOST_GROUPS: u32 = 256;
 /// Bytes of a command line that are read.
 const MOST_ARGUMENTS: u64 = 4096;
-/// Threads that are listed at most.
-const MOST_THREADS: usize = 4096;
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// Everything that is read of a process. Only its own memory may be missing for good reason: those pages are asked
@@ -39,7 +37,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         part(files.as_ref().map(|(_, truncated)| *truncated), "handles");
         let mappings = if task.mm.is_null() { Some(Default::default()) } else { self.mappings(task.mm) };
         part(mappings.as_ref().map(|mappings| mappings.truncated), "regions");
-        let mappings = mappings.unwrap_or_default();
+        let mut mappings = mappings.unwrap_or_default();
+        if task.is_kernel()
+            && let Ok((modules, more)) = self.kernel_modules()
+        {
+            mappings.modules = modules;
+            part(Some(more), "modules");
+        }
         Ok(ProcessDetail {
             threads: threads.map(|(threads, _)| threads).unwrap_or_default(),
             handles: files.map(|(files, _)| files).unwrap_or_default(),
@@ -79,56 +83,43 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             let value = self.core.read_uint((task.cred + offset, self.os.root), bytes).ok()?;
             Some((name.to_owned(), if bytes == 8 { format!("{value:#x}") } else { value.to_string() }))
         };
-        known.filter_map(value).collect()
+        let mut said: Vec<_> = known.filter_map(value).collect();
+        let mut say = |name: &str, value: Option<String>| said.extend(value.map(|value| (name.to_owned(), value)));
+        say("groups", self.groups(task));
+        say("seccomp", self.seccomp(task));
+        say("namespaces", self.namespaces(task));
+        said
     }
 
-    /// The threads of a process, its first task first. The flag tells that there are more.
-    pub(super) fn threads(&self, task: &TaskRecord) -> Option<(Vec<ThreadInfo>, bool)> {
-        let layout = self.os.layout.threads.as_ref()?;
-        let head = match layout.head {
-            Some(head) if !task.signal.is_null() => task.signal + head,
-            Some(_) => return Some((vec![thread(task)], false)),
-            None => task.object + layout.node,
-        };
-        // A list that the first task heads does not lead back to it.
-        let mut threads = if layout.head.is_some() { Vec::new() } else { vec![thread(task)] };
-        let mut seen = HashSet::new();
-        let mut next = self.pointer(head).unwrap_or(Va(0));
-        while next != head {
-            let member = self.task(next - layout.node).ok().filter(|member| member.tgid == task.tgid);
-            let Some(member) = member.filter(|_| threads.len() < MOST_THREADS && seen.insert(next)) else {
-                return Some((threads, true));
-            };
-            threads.push(thread(&member));
-            next = self.pointer(next).unwrap_or(Va(0));
+    /// The supplementary groups (`struct group_info`); `None` where there are none.
+    fn groups(&self, task: &TaskRecord) -> Option<String> {
+        let layout = self.os.layout.groups.as_ref().filter(|_| !task.cred.is_null())?;
+        let info = self.existing(task.cred + layout.info)?;
+        let count = self.u32(info + layout.count).ok()?.min(MOST_GROUPS);
+        let group = |index: u32| Some(self.u32(info + layout.ids + u64::from(index) * 4).ok()?.to_string());
+        let groups: Vec<String> = (0..count).map_while(group).collect();
+        (!groups.is_empty()).then(|| groups.join(" "))
+    }
+
+    /// The mode of `seccomp`, where it restricts the process (`include/uapi/linux/seccomp.h`).
+    fn seccomp(&self, task: &TaskRecord) -> Option<String> {
+        match self.u32(task.object + self.os.layout.seccomp?).ok()? {
+            0 => None,
+            1 => Some("strict".to_owned()),
+            2 => Some("filter".to_owned()),
+            mode => Some(format!("mode {mode}")),
         }
-        Some((threads, false))
     }
-}
 
-fn thread(task: &TaskRecord) -> ThreadInfo {
-    ThreadInfo {
-        tid: task.pid,
-        name: task.name.clone(),
-        state: state(task.state, task.exit_state).to_owned(),
-        object: task.object,
-        hidden: false,
-    }
-}
-
-/// The state in a word (`include/linux/sched.h`; `task_state_array` in `fs/proc/array.c`).
-fn state(state: u32, exit_state: u32) -> &'static str {
-    const IDLE: u32 = 0x402;
-    match (exit_state, state) {
-        (exit, _) if exit & 0x20 != 0 => "zombie",
-        (exit, _) if exit & 0x10 != 0 => "dead",
-        (_, 0) => "running",
-        (_, state) if state & IDLE == IDLE => "idle",
-        (_, state) if state & 0x1 != 0 => "sleeping",
-        (_, state) if state & 0x2 != 0 => "disk sleep",
-        (_, state) if state & 0x4 != 0 => "stopped",
-        (_, state) if state & 0x8 != 0 => "traced",
-        (_, state) if state & 0x40 != 0 => "parked",
-        _ => "other",
+    /// The namespaces by the numbers that `/proc/PID/ns` shows.
+    fn namespaces(&self, task: &TaskRecord) -> Option<String> {
+        let layout = self.os.layout.namespaces.as_ref()?;
+        let proxy = self.existing(task.object + layout.proxy)?;
+        let of = |&(name, at, number): &(&str, u64, u64)| {
+            let namespace = self.existing(proxy + at)?;
+            Some(format!("{name}:[{}]", self.u32(namespace + number).ok()?))
+        };
+        let all: Vec<String> = layout.kinds.iter().filter_map(of).collect();
+        (!all.is_empty()).then(|| all.join(" "))
     }
 }

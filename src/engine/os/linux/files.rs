@@ -21,9 +21,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let layout = self.os.layout.paths.as_ref()?;
         let dentry = self.existing(file + layout.file_dentry)?;
         let name = match self.filesystem(layout, dentry)?.as_str() {
-            kind @ ("sockfs" | "pipefs") => {
-                let kind = if kind == "sockfs" { "socket" } else { "pipe" };
-                format!("{kind}:[{}]", self.inode_number(layout, dentry)?)
+            "pipefs" => format!("pipe:[{}]", self.inode_number(layout, dentry)?),
+            "sockfs" => {
+                let name = format!("socket:[{}]", self.inode_number(layout, dentry)?);
+                self.socket(file).map_or(name.clone(), |what| format!("{name} {what}"))
             }
             "anon_inodefs" => format!("anon_inode:{}", self.entry_name(layout, dentry)?),
             "nsfs" => format!("namespace:[{}]", self.inode_number(layout, dentry)?),
@@ -33,7 +34,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     }
 
     /// A pointer that is not null.
-    fn existing(&self, va: Va) -> Option<Va> {
+    pub(super) fn existing(&self, va: Va) -> Option<Va> {
         self.pointer(va).ok().filter(|pointer| !pointer.is_null())
     }
 

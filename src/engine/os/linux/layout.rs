@@ -67,6 +67,11 @@ impl<'a> Facts<'a> {
         known.or_else(|| self.btf.as_ref()?.member(structure, path).map(|member| member.offset))
     }
 
+    /// The size of a member in bytes, where it is known.
+    fn bytes(&self, structure: &str, path: &str) -> Option<u64> {
+        self.btf.as_ref()?.member(structure, path).map(|member| member.size)
+    }
+
     /// The offset of the first of several members that exists: names change from kernel to kernel.
     fn any(&self, structure: &str, paths: &[&str]) -> Option<u64> {
         paths.iter().find_map(|path| self.at(structure, path))
@@ -363,6 +368,162 @@ impl KernelModule {
     }
 }
 
+/// The set of folders in `/sys/module` (`include/linux/kobject.h`, `include/linux/module.h`).
+pub(super) struct ModuleFolders {
+    pub(super) list: u64,
+    pub(super) entry: u64,
+    /// `module_kobject.kobj`, `.mod`.
+    pub(super) kobject: u64,
+    pub(super) module: u64,
+}
+
+impl ModuleFolders {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            list: facts.at("kset", "list")?,
+            entry: facts.at("kobject", "entry")?,
+            kobject: facts.at("module_kobject", "kobj")?,
+            module: facts.at("module_kobject", "mod")?,
+        })
+    }
+}
+
+/// The tree of modules by address, the first of its two copies (`include/linux/rbtree_latch.h`, `kernel/module/internal.h`).
+pub(super) struct ModuleTree {
+    pub(super) root: u64,
+    /// `mod_tree_node.node.node`, `.mod`.
+    pub(super) node: u64,
+    pub(super) module: u64,
+    pub(super) left: u64,
+    pub(super) right: u64,
+}
+
+impl ModuleTree {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            root: facts.at("mod_tree_root", "root.tree.rb_node")?,
+            node: facts.at("mod_tree_node", "node.node")?,
+            module: facts.at("mod_tree_node", "mod")?,
+            left: facts.at("rb_node", "rb_left")?,
+            right: facts.at("rb_node", "rb_right")?,
+        })
+    }
+}
+
+/// A socket and its two ends (`include/linux/net.h`, `include/net/sock.h`).
+pub(super) struct Sockets {
+    /// `file.private_data`, `socket.sk`.
+    pub(super) private: u64,
+    pub(super) sock: u64,
+    pub(super) family: u64,
+    pub(super) state: u64,
+    pub(super) protocol: u64,
+    /// `sk_protocol` was a byte up to 5.5.
+    pub(super) protocol_mask: u16,
+    pub(super) source: u64,
+    pub(super) source6: u64,
+    pub(super) source_port: u64,
+    pub(super) destination: u64,
+    pub(super) destination6: u64,
+    pub(super) destination_port: u64,
+}
+
+impl Sockets {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        let common = |name: &str| facts.at("sock", &format!("__sk_common.{name}"));
+        Some(Self {
+            private: facts.at("file", "private_data")?,
+            sock: facts.at("socket", "sk")?,
+            family: common("skc_family")?,
+            state: common("skc_state")?,
+            protocol: facts.at("sock", "sk_protocol")?,
+            protocol_mask: if facts.bytes("sock", "sk_protocol") == Some(1) { 0xff } else { 0xffff },
+            source: common("skc_rcv_saddr")?,
+            source6: common("skc_v6_rcv_saddr").unwrap_or(0),
+            source_port: common("skc_num")?,
+            destination: common("skc_daddr")?,
+            destination6: common("skc_v6_daddr").unwrap_or(0),
+            destination_port: common("skc_dport")?,
+        })
+    }
+}
+
+/// The name of a Unix socket (`include/net/af_unix.h`).
+pub(super) struct UnixName {
+    pub(super) address: u64,
+    pub(super) length: u64,
+    pub(super) name: u64,
+}
+
+impl UnixName {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            address: facts.at("unix_sock", "addr")?,
+            length: facts.at("unix_address", "len")?,
+            name: facts.at("unix_address", "name")?,
+        })
+    }
+}
+
+/// Supplementary groups (`include/linux/cred.h`).
+pub(super) struct Groups {
+    pub(super) info: u64,
+    pub(super) count: u64,
+    pub(super) ids: u64,
+}
+
+impl Groups {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            info: facts.at("cred", "group_info")?,
+            count: facts.at("group_info", "ngroups")?,
+            ids: facts.at("group_info", "gid")?,
+        })
+    }
+}
+
+/// The namespaces of a task (`include/linux/nsproxy.h`).
+pub(super) struct Namespaces {
+    pub(super) proxy: u64,
+    /// Name, pointer in the proxy, number in the namespace.
+    pub(super) kinds: Vec<(&'static str, u64, u64)>,
+}
+
+impl Namespaces {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        let kinds = [
+            ("mnt", "mnt_ns", "mnt_namespace"),
+            ("net", "net_ns", "net"),
+            ("uts", "uts_ns", "uts_namespace"),
+            ("ipc", "ipc_ns", "ipc_namespace"),
+            ("cgroup", "cgroup_ns", "cgroup_namespace"),
+        ];
+        let kind = |(name, pointer, structure): (&'static str, &str, &str)| {
+            Some((name, facts.at("nsproxy", pointer)?, facts.at(structure, "ns.inum")?))
+        };
+        Some(Self { proxy: facts.at("task_struct", "nsproxy")?, kinds: kinds.into_iter().filter_map(kind).collect() })
+    }
+}
+
+/// What is traced of a system call (`include/trace/syscall.h`).
+pub(super) struct SystemCalls {
+    pub(super) name: u64,
+    pub(super) count: u64,
+    pub(super) types: u64,
+    pub(super) names: u64,
+}
+
+impl SystemCalls {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            name: facts.at("syscall_metadata", "name")?,
+            count: facts.at("syscall_metadata", "nb_args")?,
+            types: facts.at("syscall_metadata", "types")?,
+            names: facts.at("syscall_metadata", "args")?,
+        })
+    }
+}
+
 /// Everything that is known of the kernel's structures; what a kernel does not have is `None`.
 pub(super) struct Layout {
     pub(super) task: Task,
@@ -389,12 +550,27 @@ pub(super) struct Layout {
     pub(super) paths: Option<Paths>,
     pub(super) files: Option<Files>,
     pub(super) module: Option<KernelModule>,
+    pub(super) module_folders: Option<ModuleFolders>,
+    pub(super) module_tree: Option<ModuleTree>,
+    pub(super) sockets: Option<Sockets>,
+    pub(super) unix: Option<UnixName>,
+    pub(super) groups: Option<Groups>,
+    /// `task_struct.seccomp.mode`.
+    pub(super) seccomp: Option<u64>,
+    pub(super) namespaces: Option<Namespaces>,
+    pub(super) system_calls: Option<SystemCalls>,
 }
 
 impl Layout {
     pub(super) fn new(facts: &Facts<'_>) -> Result<Self, VmiError> {
         let ids = ["uid", "gid", "euid", "egid", "suid", "sgid", "fsuid", "fsgid"].map(|name| (name, name, 4));
-        let sets = [("capabilities", "cap_effective", 8), ("permitted", "cap_permitted", 8)];
+        let sets = [
+            ("capabilities", "cap_effective", 8),
+            ("permitted", "cap_permitted", 8),
+            ("inheritable", "cap_inheritable", 8),
+            ("bounding", "cap_bset", 8),
+            ("ambient", "cap_ambient", 8),
+        ];
         let credential = |(name, path, bytes)| Some((name, facts.at("cred", path)?, bytes));
         let argument = |name| facts.at("mm_struct", name);
         Ok(Self {
@@ -414,6 +590,14 @@ impl Layout {
             paths: Paths::new(facts),
             files: Files::new(facts),
             module: KernelModule::new(facts),
+            module_folders: ModuleFolders::new(facts),
+            module_tree: ModuleTree::new(facts),
+            sockets: Sockets::new(facts),
+            unix: UnixName::new(facts),
+            groups: Groups::new(facts),
+            seccomp: facts.at("task_struct", "seccomp.mode"),
+            namespaces: Namespaces::new(facts),
+            system_calls: SystemCalls::new(facts),
         })
     }
 }

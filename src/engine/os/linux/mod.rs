@@ -18,7 +18,10 @@ mod kernel;
 mod layout;
 mod maps;
 mod modules;
+mod sockets;
+mod syscalls;
 mod tasks;
+mod threads;
 
 #[cfg(feature = "fuzzing")]
 pub use self::layout::check_profile;
@@ -28,7 +31,7 @@ use std::sync::Arc;
 use indexmap::IndexSet;
 
 use self::{current::PerCpu, kernel::Kernel, layout::Layout};
-use super::{CurrentProcess, ProcessList, VmiOs};
+use super::{CurrentProcess, ProcessList, SystemCall, VmiOs};
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
     arch::amd64::{Amd64, Amd64GpRegisters, Amd64Registers},
@@ -85,7 +88,7 @@ impl LinuxOs {
         if self.isolated { Pa(root.0 & !0x1000) } else { root }
     }
 
-    /// The loaded modules of the kernel, the one that was loaded last first.
+    /// The loaded modules of the kernel, the one that was loaded last first, those that hide from the list at its end.
     ///
     /// # Errors
     /// [`VmiError::Os`] where the kernel has no modules; others where the list cannot be read.
@@ -93,7 +96,7 @@ impl LinuxOs {
     where
         Driver: VmiRead<Architecture = Amd64>,
     {
-        self.kernel(core).kernel_modules()
+        Ok(self.kernel(core).kernel_modules()?.0)
     }
 
     /// Reads of this kernel's memory.
@@ -155,6 +158,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
             Some(value) => Ok(*value),
             None => vmi.read_u64(Va(gp.rsp) + 8 + u64::from(index - 6) * 8),
         }
+    }
+
+    fn system_call(&self, vmi: VmiState<'_, Driver, Self>) -> Option<SystemCall> {
+        self.kernel(vmi.core()).system_call(vmi.registers())
     }
 
     /// Where the kernel sends the signal of a fault that it could not serve (`kernel/signal.c`).

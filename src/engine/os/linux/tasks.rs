@@ -48,7 +48,8 @@ pub(super) struct TaskRecord {
 }
 
 impl TaskRecord {
-    fn is_kernel(&self) -> bool {
+    /// A thread of the kernel's own.
+    pub(super) fn is_kernel(&self) -> bool {
         self.mm.is_null() && self.flags & PF_KTHREAD != 0
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use indexmap::IndexSet;
 
-use super::{CurrentProcess, ProcessList, VmiOs};
+use super::{CurrentProcess, ProcessList, SystemCall, VmiOs};
 pub use crate::engine::profile::Profile;
 use crate::engine::{
     addr::{AccessContext, AddressContext, Pa, Va},
@@ -142,6 +142,9 @@ offsets! {
 
 /// STATUS_ACCESS_VIOLATION and STATUS_IN_PAGE_ERROR: what an access to a page that will not come is answered with.
 const REFUSALS: [u32; 2] = [0xc000_0005, 0xc000_0006];
+
+/// Services that a table can have: their numbers have 12 bits.
+const MOST_SERVICES: u64 = 1 << 12;
 
 /// A Windows guest.
 #[derive(Debug)]
@@ -297,6 +300,32 @@ where
             // The return address and the home space of the first four come before the others.
             _ => vmi.read_u64(Va(gp.rsp) + 0x28 + 8 * u64::from(index - 4)),
         }
+    }
+
+    /// At the entry of system calls: the service's number is in EAX, its first argument in R10, the others where the calling
+    /// convention has them, still on the stack of user mode.
+    fn system_call(&self, vmi: VmiState<'_, Driver, Self>) -> Option<SystemCall> {
+        let gp = &vmi.registers().gp;
+        if self.symbols.lookup("nt!KiSystemCall64")?.0 != gp.rip {
+            return None;
+        }
+        let memory = self.memory(vmi.core());
+        let services = self.symbols.lookup("nt!KeServiceDescriptorTable")?;
+        let number = gp.rax & 0xffff_ffff;
+        // Bit 12 selects the window manager's table, which is not in the kernel's image.
+        if number >= memory.u64(services + 0x10).ok()?.min(MOST_SERVICES) {
+            return None;
+        }
+        let table = memory.pointer(services).ok()?;
+        // A distance from the table in 28 bits, and how many arguments are on the stack in 4.
+        let entry = memory.u32(table + number * 4).ok()? as i32;
+        let name = self.symbols.describe(table + i64::from(entry >> 4) as u64, 0)?;
+        let mut arguments = vec![gp.r10, gp.rdx, gp.r8, gp.r9];
+        let on_stack = (0..u64::from(entry as u32 & 0xf)).map(|index| Va(gp.rsp) + 0x28 + index * 8);
+        arguments.extend(on_stack.map_while(|va| vmi.read_u64(va).ok()));
+        let shown: Vec<String> = arguments.iter().map(|argument| format!("{argument:#x}")).collect();
+        let name = name.strip_prefix("nt!").unwrap_or(&name);
+        Some(SystemCall { text: format!("{name}({})", shown.join(", ")), arguments })
     }
 
     fn fault_refused_at(&self) -> Option<Va> {

@@ -1,0 +1,117 @@
+//! The threads of a process: as the process lists them, and as the table of ids and the CPUs know them. One that only one
+//! side has hides; as with processes, a difference counts only if it is still there when everything is read a second time.
+
+use std::collections::HashSet;
+
+use super::{kernel::Kernel, tasks::TaskRecord};
+use crate::engine::{addr::Va, arch::amd64::Amd64, driver::VmiRead, snapshot::ThreadInfo};
+
+/// Threads that are listed at most.
+const MOST_THREADS: usize = 4096;
+
+/// All threads of a process, and where they were found.
+struct Views {
+    /// The process's own list, its first task first.
+    listed: Vec<TaskRecord>,
+    /// Whether that list did not come to its end.
+    truncated: bool,
+    /// Found elsewhere, but not in the list.
+    unlisted: Vec<TaskRecord>,
+    /// In the list, but not in the table of ids.
+    without_id: HashSet<Va>,
+}
+
+impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
+    /// The threads of a process, its first task first, the hidden ones last. The flag tells that there are more.
+    pub(super) fn threads(&self, task: &TaskRecord) -> Option<(Vec<ThreadInfo>, bool)> {
+        let first = self.thread_views(task)?;
+        if first.unlisted.is_empty() && first.without_id.is_empty() {
+            return Some((first.listed.iter().map(|task| thread(task, false)).collect(), first.truncated));
+        }
+        self.core.flush_gfn_cache();
+        self.core.flush_v2p_cache();
+        let second = self.thread_views(task)?;
+        let suspects: HashSet<Va> = first.unlisted.iter().map(|task| task.object).collect();
+        let is_hidden =
+            |task: &TaskRecord| first.without_id.contains(&task.object) && second.without_id.contains(&task.object);
+        let listed = second.listed.iter().map(|task| thread(task, is_hidden(task)));
+        let unlisted = second.unlisted.iter().filter(|task| suspects.contains(&task.object));
+        Some((listed.chain(unlisted.map(|task| thread(task, true))).collect(), second.truncated))
+    }
+
+    fn thread_views(&self, task: &TaskRecord) -> Option<Views> {
+        let (listed, truncated) = self.thread_list(task)?;
+        let mut views = Views { listed, truncated, unlisted: Vec::new(), without_id: HashSet::new() };
+        // A list that was cut short misses threads for a reason of its own.
+        if truncated {
+            return Some(views);
+        }
+        let mut seen: HashSet<Va> = views.listed.iter().map(|task| task.object).collect();
+        let own = |object: &Va| self.leader_of(*object) == Some(task.object);
+        let table: Option<HashSet<Va>> =
+            self.pid_table().map(|table| table.threads.into_iter().filter(|object| own(object)).collect());
+        if let Some(table) = &table {
+            let lives = |task: &&TaskRecord| task.exit_state == 0 && !table.contains(&task.object);
+            views.without_id = views.listed.iter().filter(lives).map(|task| task.object).collect();
+        }
+        let scheduled = self.scheduled().into_iter().filter(own);
+        for object in table.into_iter().flatten().chain(scheduled) {
+            if views.unlisted.len() < MOST_THREADS && seen.insert(object) {
+                let found = self.task(object).ok();
+                views.unlisted.extend(found.filter(|found| found.tgid == task.tgid && found.exit_state == 0));
+            }
+        }
+        views.unlisted.sort_by_key(|task| task.pid);
+        Some(views)
+    }
+
+    /// The process's own list. The flag tells that there are more.
+    fn thread_list(&self, task: &TaskRecord) -> Option<(Vec<TaskRecord>, bool)> {
+        let layout = self.os.layout.threads.as_ref()?;
+        let head = match layout.head {
+            Some(head) if !task.signal.is_null() => task.signal + head,
+            Some(_) => return Some((vec![task.clone()], false)),
+            None => task.object + layout.node,
+        };
+        // A list that the first task heads does not lead back to it.
+        let mut threads = if layout.head.is_some() { Vec::new() } else { vec![task.clone()] };
+        let mut seen = HashSet::new();
+        let mut next = self.pointer(head).unwrap_or(Va(0));
+        while next != head {
+            let member = self.task(next - layout.node).ok().filter(|member| member.tgid == task.tgid);
+            let Some(member) = member.filter(|_| threads.len() < MOST_THREADS && seen.insert(next)) else {
+                return Some((threads, true));
+            };
+            threads.push(member);
+            next = self.pointer(next).unwrap_or(Va(0));
+        }
+        Some((threads, false))
+    }
+}
+
+fn thread(task: &TaskRecord, hidden: bool) -> ThreadInfo {
+    ThreadInfo {
+        tid: task.pid,
+        name: task.name.clone(),
+        state: state(task.state, task.exit_state).to_owned(),
+        object: task.object,
+        hidden,
+    }
+}
+
+/// The state in a word (`include/linux/sched.h`; `task_state_array` in `fs/proc/array.c`).
+fn state(state: u32, exit_state: u32) -> &'static str {
+    const IDLE: u32 = 0x402;
+    match (exit_state, state) {
+        (exit, _) if exit & 0x20 != 0 => "zombie",
+        (exit, _) if exit & 0x10 != 0 => "dead",
+        (_, 0) => "running",
+        (_, state) if state & IDLE == IDLE => "idle",
+        (_, state) if state & 0x1 != 0 => "sleeping",
+        (_, state) if state & 0x2 != 0 => "disk sleep",
+        (_, state) if state & 0x4 != 0 => "stopped",
+        (_, state) if state & 0x8 != 0 => "traced",
+        (_, state) if state & 0x40 != 0 => "parked",
+        _ => "other",
+    }
+}
