@@ -2,12 +2,16 @@
 
 mod live;
 
+use indexmap::IndexSet;
 use live::guest::{Guest, Options};
 use vmscope::engine::{
     addr::{Pa, Va, VcpuId},
     driver::qemu::{QemuDriver, QemuOptions},
-    os::{VmiOs, linux::LinuxOs},
-    session::{VmiCore, VmiSession},
+    os::{
+        VmiOs,
+        linux::{LinuxOs, btf::Btf},
+    },
+    session::{VmiCore, VmiProber, VmiSession},
     snapshot::{Process, ProcessFlag},
 };
 
@@ -66,6 +70,71 @@ fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
     drop(core);
     guest.end(job);
     assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+/// A thread that is taken out of its process's list from outside.
+fn hidden_thread_is_found(kernel: &'static str) {
+    let Some(mut guest) = Guest::boot(&Options { kernel, plain: true, ..Options::default() }) else { return };
+    let job = guest.start("work threads 5");
+    let options = QemuOptions {
+        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
+        guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
+        ..QemuOptions::default()
+    };
+    let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
+    let paused = core.pause_guard().expect("a pause");
+    let registers = core.registers(VcpuId(0)).expect("registers");
+    let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
+    let threads = || {
+        core.flush_gfn_cache();
+        core.flush_v2p_cache();
+        let session = VmiSession::new(&core, &os);
+        let list = os.processes(session).expect("a process list").processes;
+        assert!(list.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
+        let process = list.into_iter().find(|process| process.pid == job.pid as u32).expect("the job");
+        os.process_detail(session, &process, &VmiProber::new(&IndexSet::new())).expect("a detail").threads
+    };
+    let before = threads();
+    assert!(before.len() == 6 && before.iter().all(|thread| !thread.hidden), "{before:?}");
+    let root = VmiOs::<QemuDriver>::kernel_root(&os);
+    // Up to 6.6 a thread is in two lists, and `/proc` goes by the one that we do not.
+    let symbols = VmiOs::<QemuDriver>::symbols(&os);
+    let [start, stop] = ["__start_BTF", "__stop_BTF"].map(|name| symbols.lookup(name).expect("type information"));
+    let mut types = vec![0; (stop - start) as usize];
+    core.read((start, root), &mut types).expect("it is there");
+    let types = Btf::parse(&types).expect("it is well-formed");
+    let lists = ["thread_node", "thread_group"].map(|name| types.member("task_struct", name));
+    let lists: Vec<u64> = lists.into_iter().flatten().map(|list| list.offset).collect();
+    assert_eq!(lists.len(), if kernel == "6.1" { 2 } else { 1 });
+    let read = |va: Va| core.read_u64((va, root));
+    for offset in lists {
+        let victim = before[3].object + offset;
+        let (next, previous) = (read(victim).expect("its successor"), read(victim + 8).expect("its predecessor"));
+        core.write_u64((Va(previous), root), next).expect("a write");
+        core.write_u64((Va(next) + 8, root), previous).expect("a write");
+
+        let after = threads();
+        let hidden: Vec<u32> = after.iter().filter(|thread| thread.hidden).map(|thread| thread.tid).collect();
+        assert_eq!((after.len(), hidden), (6, vec![before[3].tid]));
+
+        core.write_u64((Va(previous), root), victim.0).expect("a write");
+        core.write_u64((Va(next) + 8, root), victim.0).expect("a write");
+        assert_eq!(threads(), before);
+    }
+    drop(paused);
+    drop(core);
+    guest.end(job);
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_thread_on_6_1() {
+    hidden_thread_is_found("6.1");
+}
+
+#[test]
+fn a_thread_on_6_12() {
+    hidden_thread_is_found("6.12");
 }
 
 #[test]

@@ -149,6 +149,36 @@ fn a_hit_of_a_hidden_breakpoint_has_process_and_arguments_and_the_guest_notices_
 }
 
 #[test]
+fn a_system_call_is_told_by_the_name_of_its_service() {
+    let guest = Guest::new(SimOptions::default());
+    guest.hide_breakpoint("nt!KiSystemCall64");
+    let entry = guest.symbol("nt!KiSystemCall64");
+    let mut calls = BTreeSet::new();
+    guest.run(Duration::from_secs(1), |event| {
+        let state = guest.session().with_registers(event.registers());
+        if event.reason().as_software_breakpoint().is_some() {
+            if event.registers().gp.rip != entry.0 {
+                return VmiEventResponse::reinject_interrupt();
+            }
+            let call = guest.os.system_call(state).expect("every one has a name");
+            let name = call.text.split('(').next().unwrap_or_default().to_owned();
+            if name == "NtCreateFile" {
+                // The second one is in a register, the ninth on the stack of user mode.
+                assert_eq!((call.arguments.len(), call.arguments[1], call.arguments[8]), (11, 0x8010_0080, 0x60));
+            }
+            calls.insert(name);
+            let mut other = *event.registers();
+            other.gp.rax = 0x1fff;
+            assert_eq!(guest.os.system_call(guest.session().with_registers(&other)), None, "no such service");
+        }
+        VmiEventResponse::fast_singlestep(guest.core.default_view())
+    });
+    for name in ["NtCreateFile", "NtReadFile", "NtClose", "NtDelayExecution"] {
+        assert!(calls.contains(name), "{calls:?}");
+    }
+}
+
+#[test]
 fn the_guest_notices_a_visible_patch_and_says_so() {
     let guest = Guest::new(SimOptions::default());
     let pa = guest.physical("nt!NtVdmControl");

@@ -204,14 +204,16 @@ pub(super) struct Threads {
     pub(super) head: Option<u64>,
     /// `task_struct.thread_node` or `task_struct.thread_group`.
     pub(super) node: u64,
+    /// `task_struct.thread_group` where there are both, up to 6.6: the list that `/proc` goes by.
+    pub(super) group: Option<u64>,
 }
 
 impl Threads {
     fn new(facts: &Facts<'_>) -> Option<Self> {
         let head = facts.at("signal_struct", "thread_head");
         match (head, facts.at("task_struct", "thread_node")) {
-            (Some(_), Some(node)) => Some(Self { head, node }),
-            _ => Some(Self { head: None, node: facts.at("task_struct", "thread_group")? }),
+            (Some(_), Some(node)) => Some(Self { head, node, group: facts.at("task_struct", "thread_group") }),
+            _ => Some(Self { head: None, node: facts.at("task_struct", "thread_group")?, group: None }),
         }
     }
 }

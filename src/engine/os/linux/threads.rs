@@ -17,15 +17,15 @@ struct Views {
     truncated: bool,
     /// Found elsewhere, but not in the list.
     unlisted: Vec<TaskRecord>,
-    /// In the list, but not in the table of ids.
-    without_id: HashSet<Va>,
+    /// In the list, but not in the table of ids, or not in the other list of kernels that have two.
+    listed_only: HashSet<Va>,
 }
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// The threads of a process, its first task first, the hidden ones last. The flag tells that there are more.
     pub(super) fn threads(&self, task: &TaskRecord) -> Option<(Vec<ThreadInfo>, bool)> {
         let first = self.thread_views(task)?;
-        if first.unlisted.is_empty() && first.without_id.is_empty() {
+        if first.unlisted.is_empty() && first.listed_only.is_empty() {
             return Some((first.listed.iter().map(|task| thread(task, false)).collect(), first.truncated));
         }
         self.core.flush_gfn_cache();
@@ -33,7 +33,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let second = self.thread_views(task)?;
         let suspects: HashSet<Va> = first.unlisted.iter().map(|task| task.object).collect();
         let is_hidden =
-            |task: &TaskRecord| first.without_id.contains(&task.object) && second.without_id.contains(&task.object);
+            |task: &TaskRecord| first.listed_only.contains(&task.object) && second.listed_only.contains(&task.object);
         let listed = second.listed.iter().map(|task| thread(task, is_hidden(task)));
         let unlisted = second.unlisted.iter().filter(|task| suspects.contains(&task.object));
         Some((listed.chain(unlisted.map(|task| thread(task, true))).collect(), second.truncated))
@@ -41,7 +41,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
 
     fn thread_views(&self, task: &TaskRecord) -> Option<Views> {
         let (listed, truncated) = self.thread_list(task)?;
-        let mut views = Views { listed, truncated, unlisted: Vec::new(), without_id: HashSet::new() };
+        let mut views = Views { listed, truncated, unlisted: Vec::new(), listed_only: HashSet::new() };
         // A list that was cut short misses threads for a reason of its own.
         if truncated {
             return Some(views);
@@ -50,10 +50,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let own = |object: &Va| self.leader_of(*object) == Some(task.object);
         let table: Option<HashSet<Va>> =
             self.pid_table().map(|table| table.threads.into_iter().filter(|object| own(object)).collect());
-        if let Some(table) = &table {
-            let lives = |task: &&TaskRecord| task.exit_state == 0 && !table.contains(&task.object);
-            views.without_id = views.listed.iter().filter(lives).map(|task| task.object).collect();
-        }
+        let other = self.other_list(task);
+        let lacks = |side: &Option<HashSet<Va>>, task: Va| side.as_ref().is_some_and(|side| !side.contains(&task));
+        let is_one_sided =
+            |task: &&TaskRecord| task.exit_state == 0 && (lacks(&table, task.object) || lacks(&other, task.object));
+        views.listed_only = views.listed.iter().filter(is_one_sided).map(|task| task.object).collect();
         let scheduled = self.scheduled().into_iter().filter(own);
         for object in table.into_iter().flatten().chain(scheduled) {
             if views.unlisted.len() < MOST_THREADS && seen.insert(object) {
@@ -63,6 +64,21 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         }
         views.unlisted.sort_by_key(|task| task.pid);
         Some(views)
+    }
+
+    /// The tasks in the other list of kernels that have two; `None` where there is none, or it does not come to its end.
+    fn other_list(&self, task: &TaskRecord) -> Option<HashSet<Va>> {
+        let group = self.os.layout.threads.as_ref()?.group?;
+        let head = task.object + group;
+        let mut found = HashSet::from([task.object]);
+        let mut next = self.pointer(head).ok()?;
+        while next != head {
+            if found.len() > MOST_THREADS || !found.insert(next - group) {
+                return None;
+            }
+            next = self.pointer(next).ok()?;
+        }
+        Some(found)
     }
 
     /// The process's own list. The flag tells that there are more.

@@ -1,0 +1,210 @@
+//! What is read of a process on a real guest, against the guest's own `/proc`: credentials, threads, files, sockets,
+//! regions, namespaces; and system calls at a breakpoint.
+
+mod live;
+
+use indexmap::IndexSet;
+use live::{
+    dashboard::Dashboard,
+    guest::{Guest, Options},
+};
+use vmscope::engine::{
+    addr::VcpuId,
+    command::{Command, Target},
+    driver::qemu::{QemuDriver, QemuOptions},
+    os::{VmiOs, linux::LinuxOs},
+    session::{VmiCore, VmiProber, VmiSession},
+    snapshot::{ProcessDetail, Scope},
+    worker::StartOptions,
+};
+
+/// A guest and the engine's eyes on it.
+struct Eyes {
+    core: VmiCore<QemuDriver>,
+    os: LinuxOs,
+}
+
+impl Eyes {
+    fn on(guest: &Guest) -> Self {
+        let options = QemuOptions {
+            qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
+            guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
+            ..QemuOptions::default()
+        };
+        let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
+        let registers = core.registers(VcpuId(0)).expect("registers");
+        let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
+        Self { core, os }
+    }
+
+    fn detail(&self, pid: i32) -> ProcessDetail {
+        self.core.flush_gfn_cache();
+        self.core.flush_v2p_cache();
+        let session = VmiSession::new(&self.core, &self.os);
+        let list = self.os.processes(session).expect("a process list").processes;
+        let process = list.into_iter().find(|process| process.pid == pid as u32).expect("the process");
+        let detail = self.os.process_detail(session, &process, &VmiProber::new(&IndexSet::new())).expect("a detail");
+        assert!(detail.truncated.is_empty() && detail.unavailable.is_empty(), "{detail:?}");
+        detail
+    }
+}
+
+fn credential<'a>(detail: &'a ProcessDetail, name: &str) -> &'a str {
+    let found = detail.credentials.iter().find(|(known, _)| known == name);
+    found.map_or_else(|| panic!("no {name}: {:?}", detail.credentials), |(_, value)| value)
+}
+
+/// `/proc/PID/status` by name.
+fn status(guest: &mut Guest, pid: i32, name: &str) -> Vec<String> {
+    let line = guest.sh(&format!("grep ^{name}: /proc/{pid}/status"));
+    line.split_whitespace().skip(1).map(str::to_owned).collect()
+}
+
+fn credentials_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
+    for (line, names) in [("Uid", ["uid", "euid", "suid", "fsuid"]), ("Gid", ["gid", "egid", "sgid", "fsgid"])] {
+        assert_eq!(status(guest, pid, line), names.map(|name| credential(detail, name)), "{line}");
+    }
+    for (line, name) in [
+        ("CapInh", "inheritable"),
+        ("CapPrm", "permitted"),
+        ("CapEff", "capabilities"),
+        ("CapBnd", "bounding"),
+        ("CapAmb", "ambient"),
+    ] {
+        let theirs = status(guest, pid, line).concat();
+        let theirs = u64::from_str_radix(&theirs, 16).expect("hexadecimal");
+        assert_eq!(credential(detail, name), format!("{theirs:#x}"), "{line}");
+    }
+    for namespace in ["mnt", "net", "uts", "ipc", "cgroup"] {
+        let theirs = guest.sh(&format!("readlink /proc/{pid}/ns/{namespace}"));
+        assert!(credential(detail, "namespaces").split(' ').any(|ours| ours == theirs.trim()), "{theirs}");
+    }
+}
+
+fn regions_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
+    let theirs = guest.sh(&format!("cat /proc/{pid}/maps"));
+    let theirs: Vec<(String, String)> = theirs
+        .lines()
+        // The page of old system calls belongs to no process.
+        .filter(|line| !line.ends_with("[vsyscall]"))
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let range = words.next().expect("a range");
+            let protection = words.next().expect("a protection");
+            (format!("{range} {protection}"), words.nth(3).unwrap_or_default().to_owned())
+        })
+        .collect();
+    let ours: Vec<(String, String)> = detail
+        .regions
+        .iter()
+        .map(|region| {
+            let range = format!("{:08x}-{:08x} {}", region.start.0, region.end.0, region.protection);
+            (range, region.name.clone())
+        })
+        .collect();
+    assert_eq!(ours, theirs);
+}
+
+fn files_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
+    let theirs = guest.sh(&format!("cd /proc/{pid}/fd && for f in *; do echo $f $(readlink $f); done; cd /"));
+    let mut theirs: Vec<(u64, String)> = theirs
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(number, name)| (number.parse().expect("a number"), name.to_owned()))
+        .collect();
+    theirs.sort();
+    // What a socket is connected to stands behind the name that `/proc` has for it.
+    let name = |text: &str| match text.strip_prefix("socket:") {
+        Some(_) => text.split(' ').next().unwrap_or_default().to_owned(),
+        None => text.to_owned(),
+    };
+    let ours: Vec<_> = detail.handles.iter().map(|(number, text)| (*number, name(text))).collect();
+    assert_eq!(ours, theirs);
+}
+
+fn details_agree(kernel: &'static str, cpu: &'static str) {
+    let Some(mut guest) = Guest::boot(&Options { kernel, cpu, plain: true, ..Options::default() }) else { return };
+    let work = guest.sh("command -v work").trim().to_owned();
+    guest.sh("echo 'somebody:x:1234:5678::/:/bin/sh' >> /etc/passwd");
+    let job = guest.start(&format!("start-stop-daemon -S -c somebody -x {work} -- threads 7"));
+    let net = guest.start("sh -c 'ip link set lo up; echo ready; exec nc -l -p 7777'");
+    guest.sh("until grep -qs :1E61 /proc/net/tcp /proc/net/tcp6; do :; done");
+    let eyes = Eyes::on(&guest);
+
+    let detail = eyes.detail(job.pid);
+    assert_eq!(detail.command_line.as_deref(), Some(format!("{work} threads 7").as_str()));
+    credentials_agree(&mut guest, &detail, job.pid);
+    assert_eq!(credential(&detail, "uid"), "1234");
+    regions_agree(&mut guest, &detail, job.pid);
+    files_agree(&mut guest, &detail, job.pid);
+    let tasks = guest.sh(&format!("cd /proc/{}/task && echo *; cd /", job.pid));
+    let mut ours: Vec<u32> = detail.threads.iter().map(|thread| thread.tid).collect();
+    ours.sort_unstable();
+    assert_eq!(ours, tasks.split_whitespace().map(|tid| tid.parse().expect("a number")).collect::<Vec<u32>>());
+    assert!(detail.threads.iter().all(|thread| !thread.hidden));
+    assert!(detail.modules.iter().any(|module| module.name == work), "{:?}", detail.modules);
+
+    let detail = eyes.detail(net.pid);
+    files_agree(&mut guest, &detail, net.pid);
+    let socket = detail.handles.iter().find(|(_, text)| text.starts_with("socket:")).expect("it listens");
+    assert!(socket.1.contains(" tcp ") && socket.1.ends_with(":7777 listening"), "{socket:?}");
+    credentials_agree(&mut guest, &detail, net.pid);
+
+    // The kernel's own threads: no command line, no regions, the kernel's modules.
+    let kthreadd = eyes.detail(2);
+    assert_eq!((kthreadd.command_line.as_deref(), kthreadd.regions.len()), (Some(""), 0));
+    let modules = guest.sh("cat /proc/modules");
+    let theirs: Vec<&str> = modules.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(kthreadd.modules.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), theirs);
+    drop(eyes);
+    guest.end(job);
+    guest.end(net);
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn details_agree_on_6_1() {
+    details_agree("6.1", "default");
+}
+
+#[test]
+fn details_agree_on_6_12_with_isolated_page_tables() {
+    details_agree("6.12", "Nehalem");
+}
+
+fn system_calls_are_named(kernel: &'static str) {
+    let Some(mut guest) = Guest::boot(&Options { kernel, plain: true, ..Options::default() }) else { return };
+    let dashboard = Dashboard::open(&guest, true, StartOptions::default());
+    dashboard.wait("the kernel", |s| !s.processes.is_empty());
+    let mut seen = 0;
+    for place in ["__x64_sys_openat", "do_syscall_64"] {
+        let target = Target::parse(place).expect("a place");
+        let set = Command::AddBreakpoint { target, scope: Scope::Global, tag: String::new() };
+        dashboard.ask(set).expect("a breakpoint");
+        assert_ne!(guest.run("cat /no/such/file").1, 0);
+        let wanted = |call: &str| call.starts_with("openat(") && call.contains("\"/no/such/file\"");
+        let snapshot = dashboard.wait("the call by its name", |s| {
+            s.events
+                .iter()
+                .filter(|event| event.text.starts_with(place) && wanted(&event.text[place.len() + 2..]))
+                .count()
+                > 0
+        });
+        let row = snapshot.breakpoints.last().expect("the breakpoint");
+        seen += snapshot.events.iter().filter(|event| event.text.contains("dfd=-100, filename=")).count();
+        dashboard.ask(Command::RemoveBreakpoint(row.id)).expect("it goes");
+    }
+    assert!(seen > 0, "names of arguments");
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn system_calls_are_named_on_6_1() {
+    system_calls_are_named("6.1");
+}
+
+#[test]
+fn system_calls_are_named_on_6_12() {
+    system_calls_are_named("6.12");
+}
