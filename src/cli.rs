@@ -59,6 +59,9 @@ pub struct Options {
     /// Leave the mouse to the terminal
     #[arg(long, global = true)]
     pub no_mouse: bool,
+    /// Bring back what was saved for this guest (breakpoints, filters, layout), and save it again at the end
+    #[arg(long, global = true)]
+    pub restore: bool,
     /// Configuration file [default: vmscope/config.toml in the user's configuration folder, where it exists]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,

@@ -94,6 +94,7 @@ fn run(cli: Cli) -> Result<(), (String, u8)> {
         theme: options.theme.as_deref(),
         ascii: options.ascii,
         no_mouse: options.no_mouse,
+        restore: options.restore,
         headless: options.headless,
     };
     let mut setup = start::prepare(wishes).map_err(|why| (why, USAGE))?;

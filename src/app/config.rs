@@ -23,6 +23,9 @@ pub struct Config {
     /// Whether the program itself draws ASCII characters only, as with `--ascii`.
     #[serde(default)]
     pub ascii: bool,
+    /// Whether what was saved for the guest is restored at the start and saved at the end, as with `--restore`.
+    #[serde(default)]
+    pub restore: bool,
     /// Whether the mouse is used; `--no-mouse` switches it off.
     #[serde(default = "yes")]
     pub mouse: bool,
@@ -45,13 +48,13 @@ const fn yes() -> bool {
 impl Default for Config {
     /// What holds where nothing is configured.
     fn default() -> Self {
-        Self { file: None, theme: None, ascii: false, mouse: true, keys: BTreeMap::new() }
+        Self { file: None, theme: None, ascii: false, restore: false, mouse: true, keys: BTreeMap::new() }
     }
 }
 
 impl Config {
     /// The names of all options.
-    pub const OPTIONS: &'static [&'static str] = &["theme", "ascii", "mouse", "keys"];
+    pub const OPTIONS: &'static [&'static str] = &["theme", "ascii", "restore", "mouse", "keys"];
 
     /// Reads the file that is named, or the one in the user's configuration folder where there is one.
     ///

@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     fmt::Display,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,6 +27,7 @@ use super::{
     history::History,
     keymap::{self, Keymap},
     logging,
+    saved::Saved,
     screenshot::Shot,
     themes::Themes,
     update::{self, Draft, Effect, choose, hints, memory, mouse, popup},
@@ -70,6 +72,8 @@ pub struct Setup {
     pub state: UiState,
     /// Whether the terminal is asked to report the mouse.
     pub mouse: bool,
+    /// Whether what was saved for the guest is restored, and saved again at the end.
+    pub restore: bool,
     /// A ping after a new line of the log; `None` where the log is not watched.
     pub logged: Option<Receiver<()>>,
 }
@@ -81,6 +85,17 @@ pub enum Ended {
     Done,
     /// A signal asked for it.
     Signal(&'static str),
+}
+
+/// How it stands with what was saved for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restore {
+    /// Nobody asked for it, or it could not be read and is left alone.
+    No,
+    /// As soon as the guest is known.
+    Wanted,
+    /// Done, and saved again at the end.
+    Done,
 }
 
 /// A command under way.
@@ -98,6 +113,7 @@ pub struct Loop<'a, B: Backend, C: Console> {
     console: &'a mut C,
     engine: Engine,
     themes: Themes,
+    restore: Restore,
     keymap: Keymap,
     state: UiState,
     history: History,
@@ -131,6 +147,7 @@ where
             terminal,
             console,
             themes: setup.themes,
+            restore: if setup.restore { Restore::Wanted } else { Restore::No },
             keymap: setup.keymap,
             state,
             history: History::new(Arc::clone(&first)),
@@ -156,14 +173,61 @@ where
     pub fn run(&mut self) -> Result<Ended, String> {
         self.settle();
         loop {
+            self.restore_when_known();
             let wait = self.follow_script();
             if let Some(ended) = self.ended.take() {
+                if self.restore == Restore::Done {
+                    self.save();
+                }
                 self.draw()?;
                 return ended;
             }
             self.draw_when_due()?;
             self.wait(wait);
             self.collect();
+        }
+    }
+
+    /// Brings back what was saved for this guest, once it is known which one it is.
+    fn restore_when_known(&mut self) {
+        let live = Arc::clone(self.history.live());
+        if self.restore != Restore::Wanted || matches!(live.status, Status::Attaching | Status::Lost) {
+            return;
+        }
+        self.restore = Restore::Done;
+        match Saved::read(&live) {
+            Ok(None) => self.state.notify(Severity::Info, "nothing is saved for this guest yet"),
+            Ok(Some(saved)) => {
+                saved.apply(&mut self.state);
+                if let Err(why) = self.themes.choose(saved.theme()) {
+                    self.state.notify(Severity::Warning, why);
+                }
+                for command in saved.commands(&live) {
+                    self.send(command, None);
+                }
+            }
+            Err(why) => {
+                self.restore = Restore::No;
+                self.state.notify(Severity::Error, why);
+            }
+        }
+        self.settle();
+    }
+
+    /// Keeps for the next run what the user has set; answers where, or says why not.
+    fn save(&mut self) -> Option<PathBuf> {
+        let live = self.history.live();
+        if live.status == Status::Attaching {
+            self.state.notify(Severity::Warning, "nothing to save yet: the engine is still on its way into the guest");
+            return None;
+        }
+        match Saved::of(&self.state, live, self.themes.name()).write(live) {
+            Ok(path) => Some(path),
+            Err(why) => {
+                tracing::warn!("{why}");
+                self.state.notify(Severity::Error, why);
+                None
+            }
         }
     }
 
@@ -498,7 +562,12 @@ where
                     self.theme_was_read(read);
                 }
                 Effect::Export { file, overwrite } => self.export(file, overwrite),
-                Effect::SaveState => {}
+                Effect::SaveState => {
+                    if let Some(path) = self.save() {
+                        let text = format!("saved to {}; start with --restore to have it back", path.display());
+                        self.state.notify(Severity::Info, text);
+                    }
+                }
                 Effect::Leave => self.ended = Some(Ok(Ended::Done)),
             }
         }

@@ -14,6 +14,7 @@ pub mod headless;
 pub mod history;
 pub mod keymap;
 pub mod logging;
+pub mod saved;
 pub mod screenshot;
 pub mod script;
 pub mod start;

@@ -42,6 +42,8 @@ pub struct Wishes<'a> {
     pub ascii: bool,
     /// `--no-mouse`
     pub no_mouse: bool,
+    /// `--restore`
+    pub restore: bool,
     /// `--headless`
     pub headless: bool,
 }
@@ -62,7 +64,8 @@ pub fn prepare(wishes: Wishes<'_>) -> Result<Setup, String> {
     let keymap = Keymap::new(&config.keys()).map_err(|why| config.blame(&why))?;
     let state = UiState { colors, ascii: wishes.ascii || config.ascii, ..UiState::default() };
     let mouse = config.mouse && !wishes.no_mouse;
-    Ok(Setup { themes, keymap, state, mouse, logged: None })
+    let restore = wishes.restore || config.restore;
+    Ok(Setup { themes, keymap, state, mouse, restore, logged: None })
 }
 
 /// How many colours the terminal says it has.
