@@ -492,6 +492,38 @@ fn translations_are_kept_by_page_until_they_are_flushed() {
 }
 
 #[test]
+fn a_cache_that_grows_answers_only_what_was_read_since_the_flush() {
+    guest(4, |vmi, space| {
+        let pages = 700;
+        let map = |from: u64| {
+            for page in 0..pages {
+                space.map(BASE + page * 0x1000, frame(from + page), PageSize::Small);
+            }
+        };
+        let all_at = |from: u64| {
+            (0..pages).all(|page| {
+                let at = vmi.translate_address((BASE + page * 0x1000 + 8, space.root()));
+                at.ok() == Some(frame(from + page) + 8)
+            })
+        };
+        vmi.driver().log_reads(true);
+        for from in [0x1000, 0x2000, 0x3000] {
+            map(from);
+            vmi.flush_v2p_cache();
+            // Those that had to make room when it grew are read once more.
+            assert!(all_at(from) && all_at(from));
+            vmi.driver().take_calls();
+            map(0x4000);
+            assert!(all_at(from), "pages are kept, however many they are");
+            assert_eq!(vmi.driver().take_calls(), []);
+            vmi.flush_v2p_cache_entry((BASE + 0x123, space.root()));
+            let first = vmi.translate_address((BASE, space.root()));
+            assert_eq!(first.ok(), Some(frame(0x4000)), "no older copy of a forgotten one is found");
+        }
+    });
+}
+
+#[test]
 fn faults_are_not_kept_and_roots_are_told_apart() {
     guest(4, |vmi, space| {
         assert_eq!(missing(vmi.translate_address((BASE, space.root()))), [BASE.0]);

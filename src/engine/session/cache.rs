@@ -16,23 +16,37 @@ struct Translation {
 }
 
 /// Translations: (virtual page, root) → physical page.
+///
+/// After a flush only the first few slots are used, and more as they fill up: the few pages that the handler of one
+/// event reads then stay in the processor's nearest cache, however large the whole is.
 pub(super) struct TranslationCache {
     slots: Box<[Cell<Translation>]>,
     generation: Cell<u64>,
+    /// The slots in use are those up to this one; one less than a power of two.
+    last: Cell<usize>,
+    /// Entries made since the last flush.
+    made: Cell<usize>,
 }
 
 impl TranslationCache {
-    /// Entries; a power of two. 1 MiB of address space that is touched only as far as it is used.
+    /// Slots; a power of two. 1 MiB of address space that is touched only as far as it is used.
     const SLOTS: usize = 1 << 15;
+    /// Slots in use after a flush; a power of two.
+    const FIRST_SLOTS: usize = 1 << 8;
 
     pub(super) fn new() -> Self {
-        Self { slots: vec![Cell::default(); Self::SLOTS].into_boxed_slice(), generation: Cell::new(1) }
+        Self {
+            slots: vec![Cell::default(); Self::SLOTS].into_boxed_slice(),
+            generation: Cell::new(1),
+            last: Cell::new(Self::FIRST_SLOTS - 1),
+            made: Cell::new(0),
+        }
     }
 
     #[inline]
     fn slot(&self, page: u64, root: Pa) -> Option<&Cell<Translation>> {
         let mixed = page ^ (root.0 >> 12).wrapping_mul(0x9e37_79b9);
-        self.slots.get(mixed as usize & (Self::SLOTS - 1))
+        self.slots.get(mixed as usize & self.last.get())
     }
 
     /// The physical page of a virtual page number.
@@ -44,6 +58,12 @@ impl TranslationCache {
 
     #[inline]
     pub(super) fn put(&self, page: u64, root: Pa, frame: u64) {
+        let made = self.made.get();
+        self.made.set(made.wrapping_add(1));
+        if made == self.last.get() {
+            // Entries that now belong elsewhere are as good as forgotten: the next flush outdates them.
+            self.last.set((made * 8 + 7).min(Self::SLOTS - 1));
+        }
         if let Some(slot) = self.slot(page, root) {
             slot.set(Translation { page, root: root.0, frame, generation: self.generation.get() });
         }
@@ -59,6 +79,8 @@ impl TranslationCache {
     #[inline]
     pub(super) fn flush(&self) {
         self.generation.set(self.generation.get() + 1);
+        self.last.set(Self::FIRST_SLOTS - 1);
+        self.made.set(0);
     }
 }
 

@@ -4,6 +4,7 @@
 //! its caches): each dereferences to the next, so that code takes the least it needs. A session is `Copy`. Imports
 //! addresses, architecture and driver traits; the OS layer is a type parameter. Start at [`VmiCore`].
 
+mod access;
 mod cache;
 mod context;
 mod control;
@@ -14,9 +15,10 @@ mod state;
 mod strings;
 
 pub use self::{
+    access::Field,
     context::VmiContext,
     control::PauseGuard,
-    core::{Field, VmiCore},
+    core::VmiCore,
     handler::{Interrupted, VmiHandler},
     prober::VmiProber,
     state::VmiState,

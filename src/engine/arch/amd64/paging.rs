@@ -15,6 +15,12 @@ use crate::engine::{
 /// Bits 51:12 of an entry or of CR3: a physical page.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// Bit 0 of an entry, P.
+const PRESENT: u64 = 1;
+
+/// Bit 7 of an entry, PS (in a PT: PAT).
+const LARGE: u64 = 0x80;
+
 /// The physical address of the top page table that CR3 names: without the PCID (or PWT and PCD) in bits 11:0 and
 /// without the no-flush bit 63 (Intel SDM volume 3A, section 4.10.4.1).
 ///
@@ -107,7 +113,7 @@ impl PageTableEntry {
     /// Bit 0, P.
     #[inline]
     pub const fn is_present(self) -> bool {
-        self.0 & 1 != 0
+        self.0 & PRESENT != 0
     }
 
     /// Whether this entry of this level maps a page (rather than naming a table): always at PT, by bit 7 (PS) at PD
@@ -116,7 +122,7 @@ impl PageTableEntry {
     pub const fn is_leaf(self, level: PageTableLevel) -> bool {
         match level {
             PageTableLevel::Pt => true,
-            PageTableLevel::Pd | PageTableLevel::Pdpt => self.0 & 0x80 != 0,
+            PageTableLevel::Pd | PageTableLevel::Pdpt => self.0 & LARGE != 0,
             PageTableLevel::Pml4 | PageTableLevel::Pml5 => false,
         }
     }
@@ -125,7 +131,7 @@ impl PageTableEntry {
     /// between PAT and the page's size are reserved too; hypervisors differ, and so they are only masked out.)
     #[inline]
     pub const fn has_reserved_bits(self, level: PageTableLevel) -> bool {
-        matches!(level, PageTableLevel::Pml4 | PageTableLevel::Pml5) && self.0 & 0x80 != 0
+        matches!(level, PageTableLevel::Pml4 | PageTableLevel::Pml5) && self.0 & LARGE != 0
     }
 
     /// The physical address of the table or page; of a large page without its PAT bit (bit 12).
@@ -234,7 +240,8 @@ enum Step {
     Page(Pa),
 }
 
-/// Translates an address.
+/// Translates an address: [`record`]'s walk, written out for speed. `hostile_tables_are_walked_in_bounds` in the
+/// session's tests holds the two together.
 #[inline]
 pub(super) fn translate<Driver>(vmi: &VmiCore<Driver>, va: Va, root: Pa) -> Result<Pa, VmiError>
 where
@@ -244,18 +251,28 @@ where
     if !is_canonical(va, levels) {
         return Err(fault(va, root));
     }
+    let entry_of = |table: Pa, shift: u32| match vmi.read_entry(table + ((va.0 >> shift) & 0x1ff) * 8) {
+        // Beyond memory there is nothing: bit 0 is not set.
+        Err(VmiError::OutOfBounds(_)) => Ok(0),
+        result => result,
+    };
     let mut table = root;
-    for &level in PageTableLevel::walk(levels) {
-        let entry = match vmi.read_entry(table + level.index(va) * 8) {
-            Ok(entry) => PageTableEntry(entry),
-            Err(VmiError::OutOfBounds(_)) => return Err(fault(va, root)),
-            Err(error) => return Err(error),
-        };
-        match step(entry, level, va) {
-            Ok(Step::Table(next)) => table = next,
-            Ok(Step::Page(pa)) => return Ok(pa),
-            Err(_) => return Err(fault(va, root)),
+    if levels == 5 {
+        let entry = entry_of(table, PageTableLevel::Pml5.shift())?;
+        if entry & (PRESENT | LARGE) != PRESENT {
+            return Err(fault(va, root));
         }
+        table = Pa(entry & ADDRESS);
+    }
+    for level in [PageTableLevel::Pml4, PageTableLevel::Pdpt, PageTableLevel::Pd, PageTableLevel::Pt] {
+        let entry = entry_of(table, level.shift())?;
+        if entry & (PRESENT | LARGE) != PRESENT || level == PageTableLevel::Pt {
+            return match step(PageTableEntry(entry), level, va) {
+                Ok(Step::Page(pa)) => Ok(pa),
+                Ok(Step::Table(_)) | Err(_) => Err(fault(va, root)),
+            };
+        }
+        table = Pa(entry & ADDRESS);
     }
     Err(fault(va, root))
 }

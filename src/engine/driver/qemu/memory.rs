@@ -153,7 +153,7 @@ impl Memory {
         monitor: &mut dyn FnMut(&str) -> Result<String, VmiError>,
     ) -> Result<(), VmiError> {
         while !buffer.is_empty() {
-            let region = self.region(pa.0).ok_or(VmiError::OutOfBounds(pa))?;
+            let region = self.region(pa.0).ok_or_else(|| VmiError::OutOfBounds(pa))?;
             let room = usize::try_from(region.end - pa.0).unwrap_or(usize::MAX);
             let (part, rest) = buffer.split_at_mut(room.min(buffer.len()));
             let offset = region.offset + (pa.0 - region.start);
