@@ -5,10 +5,7 @@
 //! several keys and views form a list), another from a virtual address to its groups. Lookups so touch one small table
 //! and the record itself.
 
-use hashbrown::{
-    HashTable,
-    hash_table::{Entry, OccupiedEntry},
-};
+use hashbrown::{HashTable, hash_table::OccupiedEntry};
 
 use super::{Breakpoint, KeyType, TagType, near::NearHasher};
 use crate::engine::addr::{AddressContext, Pa, Va, View};
@@ -34,7 +31,6 @@ impl<T> Slab<T> {
             }
             return id;
         }
-        // Memory ends long before 2³² records.
         let id = self.records.len() as Id;
         self.records.push(Some(record));
         id
@@ -61,13 +57,24 @@ impl<T> Slab<T> {
     }
 }
 
+/// No record. Memory ends long before 2³² of them.
+const NONE: Id = Id::MAX;
+
 /// A record that is in a list of those with the same index key.
 trait Listed {
     type IndexKey: Copy + Eq;
     fn index_key(&self) -> Self::IndexKey;
     fn hash(key: Self::IndexKey, hasher: &NearHasher) -> u64;
-    fn next(&self) -> Option<Id>;
-    fn set_next(&mut self, next: Option<Id>);
+    /// The next record of the list, or [`NONE`].
+    fn next(&self) -> Id;
+    fn set_next(&mut self, next: Id);
+}
+
+/// Where the list of a key begins, or would begin: valid until the books change.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    hash: u64,
+    head: Id,
 }
 
 /// Lists of records by their index key: a table of list heads.
@@ -82,21 +89,32 @@ impl Index {
     }
 
     #[inline]
-    fn head<T: Listed>(&self, slab: &Slab<T>, key: T::IndexKey) -> Option<Id> {
+    fn place<T: Listed>(&self, slab: &Slab<T>, key: T::IndexKey) -> Place {
         let same = |&id: &Id| slab.get(id).is_some_and(|record| record.index_key() == key);
-        self.heads.find(T::hash(key, &self.hasher), same).copied()
+        let hash = T::hash(key, &self.hasher);
+        Place { hash, head: self.heads.find(hash, same).copied().unwrap_or(NONE) }
     }
 
-    /// Puts a record at the head of its list.
-    fn link<T: Listed>(&mut self, slab: &mut Slab<T>, id: Id) {
-        let Some(key) = slab.get(id).map(T::index_key) else { return };
-        let hash_of = |&id: &Id| slab.get(id).map_or(0, |record| T::hash(record.index_key(), &self.hasher));
-        let same = |&id: &Id| slab.get(id).is_some_and(|record| record.index_key() == key);
-        let next = match self.heads.entry(T::hash(key, &self.hasher), same, hash_of) {
-            Entry::Occupied(mut entry) => Some(std::mem::replace(entry.get_mut(), id)),
-            Entry::Vacant(entry) => {
-                entry.insert(id);
-                None
+    /// The records of a list.
+    #[inline]
+    fn list<T: Listed>(slab: &Slab<T>, place: Place) -> impl Iterator<Item = (Id, &T)> {
+        let at = |id: Id| Some((id, slab.get(id)?));
+        std::iter::successors(at(place.head), move |(_, record)| at(record.next()))
+    }
+
+    /// Puts a record into its list: behind the head, if there is one, so that the table stays as it is.
+    #[inline]
+    fn link<T: Listed>(&mut self, slab: &mut Slab<T>, id: Id, place: Place) {
+        let next = match slab.get_mut(place.head) {
+            Some(head) => {
+                let next = head.next();
+                head.set_next(id);
+                next
+            }
+            None => {
+                let hash_of = |&id: &Id| slab.get(id).map_or(0, |record| T::hash(record.index_key(), &self.hasher));
+                self.heads.insert_unique(place.hash, id, hash_of);
+                NONE
             }
         };
         if let Some(record) = slab.get_mut(id) {
@@ -105,24 +123,23 @@ impl Index {
     }
 
     /// Takes a record out of its list.
+    #[inline]
     fn unlink<T: Listed>(&mut self, slab: &mut Slab<T>, id: Id) {
         let Some((key, next)) = slab.get(id).map(|record| (record.index_key(), record.next())) else { return };
-        let same = |&id: &Id| slab.get(id).is_some_and(|record| record.index_key() == key);
-        let Ok(mut entry) = self.heads.find_entry(T::hash(key, &self.hasher), same) else { return };
-        if *entry.get() == id {
-            match next {
-                Some(next) => *entry.get_mut() = next,
-                None => _ = OccupiedEntry::remove(entry),
+        if let Ok(mut entry) = self.heads.find_entry(T::hash(key, &self.hasher), |&head| head == id) {
+            if next == NONE {
+                OccupiedEntry::remove(entry);
+            } else {
+                *entry.get_mut() = next;
             }
             return;
         }
-        let mut at = *entry.get();
+        let mut at = self.place(slab, key).head;
         while let Some(record) = slab.get_mut(at) {
-            match record.next() {
-                Some(following) if following == id => return record.set_next(next),
-                Some(following) => at = following,
-                None => return,
+            if record.next() == id {
+                return record.set_next(next);
             }
+            at = record.next();
         }
     }
 }
@@ -131,22 +148,44 @@ impl Index {
 pub(super) struct Site<Key, Tag> {
     /// The breakpoint as it was inserted there.
     pub(super) breakpoint: Breakpoint<Key, Tag>,
-    /// Where it is armed.
-    pub(super) pa: Option<Pa>,
-    /// The global breakpoint that it belongs to.
-    pub(super) group: Option<Id>,
-    next: Option<Id>,
+    /// Where it is armed, if it is.
+    place: Pa,
+    armed: bool,
+    /// Whether a global breakpoint was inserted with this address space first: its group's breakpoint is this one.
+    pub(super) founder: bool,
+    /// The global breakpoint that it belongs to, or [`NONE`].
+    group: Id,
+    next: Id,
 }
 
 impl<Key, Tag> Site<Key, Tag> {
-    /// The next site of the same context.
-    pub(super) fn next_id(&self) -> Option<Id> {
+    /// Where it is armed.
+    #[inline]
+    pub(super) fn pa(&self) -> Option<Pa> {
+        self.armed.then_some(self.place)
+    }
+
+    /// Notes where it is armed.
+    #[inline]
+    pub(super) fn set_pa(&mut self, pa: Option<Pa>) {
+        (self.place, self.armed) = (pa.unwrap_or_default(), pa.is_some());
+    }
+
+    /// The global breakpoint that it belongs to.
+    #[inline]
+    pub(super) fn group(&self) -> Option<Id> {
+        (self.group != NONE).then_some(self.group)
+    }
+
+    /// The next site of the same context; may name none.
+    pub(super) fn next_id(&self) -> Id {
         self.next
     }
 }
 
 impl<Key, Tag> Listed for Site<Key, Tag> {
     type IndexKey = AddressContext;
+    #[inline]
     fn index_key(&self) -> AddressContext {
         self.breakpoint.ctx()
     }
@@ -154,10 +193,12 @@ impl<Key, Tag> Listed for Site<Key, Tag> {
     fn hash(AddressContext { va, root }: AddressContext, hasher: &NearHasher) -> u64 {
         hasher.hash((root, va.0 & 0xfff), va.0 >> 12)
     }
-    fn next(&self) -> Option<Id> {
+    #[inline]
+    fn next(&self) -> Id {
         self.next
     }
-    fn set_next(&mut self, next: Option<Id>) {
+    #[inline]
+    fn set_next(&mut self, next: Id) {
         self.next = next;
     }
 }
@@ -170,11 +211,12 @@ pub(super) struct Group<Key, Tag> {
     pub(super) sites: Vec<Id>,
     /// Where it is armed, each place with the number of sites that map to it.
     pub(super) places: Vec<(Pa, u32)>,
-    next: Option<Id>,
+    next: Id,
 }
 
 impl<Key, Tag> Listed for Group<Key, Tag> {
     type IndexKey = Va;
+    #[inline]
     fn index_key(&self) -> Va {
         self.breakpoint.ctx().va
     }
@@ -182,10 +224,12 @@ impl<Key, Tag> Listed for Group<Key, Tag> {
     fn hash(va: Va, hasher: &NearHasher) -> u64 {
         hasher.hash(va.0 & 0xfff, va.0 >> 12)
     }
-    fn next(&self) -> Option<Id> {
+    #[inline]
+    fn next(&self) -> Id {
         self.next
     }
-    fn set_next(&mut self, next: Option<Id>) {
+    #[inline]
+    fn set_next(&mut self, next: Id) {
         self.next = next;
     }
 }
@@ -236,62 +280,74 @@ impl<Key: KeyType, Tag: TagType> Books<Key, Tag> {
     /// The sites of an address in one address space: those of all keys and views.
     #[inline]
     pub(super) fn sites_at(&self, ctx: AddressContext) -> impl Iterator<Item = (Id, &Site<Key, Tag>)> {
-        let head = self.contexts.head(&self.sites, ctx).and_then(|id| Some((id, self.sites.get(id)?)));
-        std::iter::successors(head, |(_, site)| site.next.and_then(|id| Some((id, self.sites.get(id)?))))
+        Index::list(&self.sites, self.contexts.place(&self.sites, ctx))
     }
 
     /// The global breakpoints of an address: those of all keys and views.
     #[inline]
     pub(super) fn groups_at(&self, va: Va) -> impl Iterator<Item = (Id, &Group<Key, Tag>)> {
-        let head = self.globals.head(&self.groups, va).and_then(|id| Some((id, self.groups.get(id)?)));
-        std::iter::successors(head, |(_, group)| group.next.and_then(|id| Some((id, self.groups.get(id)?))))
+        Index::list(&self.groups, self.globals.place(&self.groups, va))
     }
 
-    /// The site of a key and a view at an address.
+    /// The site of a key and a view at an address; else the place for [`Books::add`].
     #[inline]
-    pub(super) fn find_site(&self, ctx: AddressContext, view: View, key: Key) -> Option<Id> {
-        let mut sites = self.sites_at(ctx);
-        sites.find(|(_, site)| site.breakpoint.view() == view && site.breakpoint.key() == key).map(|(id, _)| id)
+    pub(super) fn find_site(&self, ctx: AddressContext, view: View, key: Key) -> Result<Id, Place> {
+        let place = self.contexts.place(&self.sites, ctx);
+        let mut sites = Index::list(&self.sites, place);
+        let site = sites.find(|(_, site)| site.breakpoint.view() == view && site.breakpoint.key() == key);
+        site.map(|(id, _)| id).ok_or(place)
     }
 
-    /// The global breakpoint of a key and a view at an address.
+    /// The global breakpoint of a key and a view at an address; else the place for a new one.
     #[inline]
-    pub(super) fn find_group(&self, va: Va, view: View, key: Key) -> Option<Id> {
-        let mut groups = self.groups_at(va);
-        groups.find(|(_, group)| group.breakpoint.view() == view && group.breakpoint.key() == key).map(|(id, _)| id)
+    pub(super) fn find_group(&self, va: Va, view: View, key: Key) -> Result<Id, Place> {
+        let place = self.globals.place(&self.groups, va);
+        let mut groups = Index::list(&self.groups, place);
+        let group = groups.find(|(_, group)| group.breakpoint.view() == view && group.breakpoint.key() == key);
+        group.map(|(id, _)| id).ok_or(place)
     }
 
-    /// Notes a breakpoint in an address space, not armed. The first site of a global breakpoint makes its group; a
-    /// later one takes over the group's tag.
-    pub(super) fn add(&mut self, breakpoint: Breakpoint<Key, Tag>) -> Id {
-        let mut site = Site { breakpoint, pa: None, group: None, next: None };
+    /// Notes a breakpoint in an address space, not armed, at the place that [`Books::find_site`] answered. The first
+    /// site of a global breakpoint makes its group; a later one takes over the group's tag.
+    #[inline]
+    pub(super) fn add(&mut self, breakpoint: Breakpoint<Key, Tag>, place: Place) -> Id {
+        let mut site = Site { breakpoint, place: Pa(0), armed: false, founder: false, group: NONE, next: NONE };
         if breakpoint.is_global() {
-            let known = self.find_group(breakpoint.ctx().va, breakpoint.view(), breakpoint.key());
-            let group = known.unwrap_or_else(|| {
-                let group = Group { breakpoint, sites: Vec::new(), places: Vec::new(), next: None };
-                let id = self.groups.insert(group);
-                self.globals.link(&mut self.groups, id);
-                id
-            });
-            site.group = Some(group);
-            if let Some(group) = self.groups.get(group) {
-                site.breakpoint = group.breakpoint.with_ctx(breakpoint.ctx());
-            }
+            self.join(&mut site);
         }
         let group = site.group;
         let id = self.sites.insert(site);
-        self.contexts.link(&mut self.sites, id);
-        if let Some(group) = group.and_then(|group| self.groups.get_mut(group)) {
+        self.contexts.link(&mut self.sites, id, place);
+        if let Some(group) = self.groups.get_mut(group) {
             group.sites.push(id);
         }
         id
+    }
+
+    /// Finds or makes the group of a new site.
+    fn join(&mut self, site: &mut Site<Key, Tag>) {
+        let breakpoint = site.breakpoint;
+        match self.find_group(breakpoint.ctx().va, breakpoint.view(), breakpoint.key()) {
+            Ok(group) => {
+                site.group = group;
+                if let Some(group) = self.groups.get(group) {
+                    site.breakpoint = group.breakpoint.with_ctx(breakpoint.ctx());
+                }
+            }
+            Err(place) => {
+                site.founder = true;
+                site.group =
+                    self.groups.insert(Group { breakpoint, sites: Vec::new(), places: Vec::new(), next: NONE });
+                self.globals.link(&mut self.groups, site.group, place);
+            }
+        }
     }
 
     /// Forgets a site, and its group with the last one.
     pub(super) fn forget(&mut self, id: Id) {
         self.contexts.unlink(&mut self.sites, id);
         let Some(site) = self.sites.remove(id) else { return };
-        let Some(group_id) = site.group else { return };
+        let Some(group_id) = site.group() else { return };
         let Some(group) = self.groups.get_mut(group_id) else { return };
         if let Some(at) = group.sites.iter().rposition(|&site| site == id) {
             group.sites.swap_remove(at);

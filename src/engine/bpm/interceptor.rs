@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use hashbrown::{HashTable, hash_table::Entry};
+use smallvec::{SmallVec, smallvec};
 
 use super::near::NearHasher;
 use crate::engine::{
@@ -32,8 +33,8 @@ struct Shadow {
     gfn: Gfn,
     /// The frame that the view shows instead.
     frame: Gfn,
-    /// Sorted by offset.
-    points: Vec<Point>,
+    /// Sorted by offset. Most pages have one, which then is in the same cache line.
+    points: SmallVec<[Point; 1]>,
 }
 
 impl Shadow {
@@ -52,11 +53,9 @@ pub struct Interceptor<Driver: VmiDriver> {
     shadows: HashTable<Shadow>,
     hasher: NearHasher,
     /// Frames that no view shows, and the emptied lists that came with them.
-    spare: Vec<(Gfn, Vec<Point>)>,
+    spare: Vec<Gfn>,
     /// Every view that has or had shadows.
     views: Vec<View>,
-    /// Where pages are put together.
-    page: Box<[u8; 4096]>,
     driver: PhantomData<fn() -> Driver>,
 }
 
@@ -78,7 +77,6 @@ impl<Driver: VmiDriver> Interceptor<Driver> {
             hasher: NearHasher::default(),
             spare: Vec::new(),
             views: Vec::new(),
-            page: Box::new([0; 4096]),
             driver: PhantomData,
         }
     }
@@ -168,17 +166,16 @@ where
             Entry::Vacant(entry) => entry,
         };
 
-        let (frame, mut points) = match self.spare.pop() {
+        let frame = match self.spare.pop() {
             Some(spare) => spare,
-            None => (vmi.allocate_gfn()?, Vec::new()),
+            None => vmi.allocate_gfn()?,
         };
         let mut point = Point { offset, references: 1, saved: [0; MAX_BREAKPOINT] };
-        if let Err(error) = show(vmi, &mut point, &mut self.page, gfn, frame, view) {
-            self.spare.push((frame, points));
+        if let Err(error) = show(vmi, &mut point, gfn, frame, view) {
+            self.spare.push(frame);
             return Err(error);
         }
-        points.push(point);
-        entry.insert(Shadow { view, gfn, frame, points });
+        entry.insert(Shadow { view, gfn, frame, points: smallvec![point] });
         if !self.views.contains(&view) {
             self.views.push(view);
         }
@@ -209,9 +206,8 @@ where
         }
         hide(vmi, view, gfn)?;
         // Nothing shows the frame any more, and it is copied anew before anything does again: its bytes can stay.
-        let (Shadow { frame, mut points, .. }, _) = entry.remove();
-        points.clear();
-        self.spare.push((frame, points));
+        self.spare.push(*frame);
+        entry.remove();
         Ok(Some(true))
     }
 
@@ -222,19 +218,20 @@ where
     /// As the driver failed; the shadow is as before then.
     pub fn guest_wrote(&mut self, vmi: &VmiCore<Driver>, gfn: Gfn) -> Result<bool, VmiError> {
         let mut known = false;
+        let mut page = [0; 4096];
         for &view in &self.views {
             let hash = self.hasher.hash(view, gfn.0);
             let Some(shadow) = self.shadows.find_mut(hash, |shadow| shadow.is(view, gfn)) else { continue };
             known = true;
             // Read for each view: there are few, and a page that changes in between is told again.
-            vmi.driver().read_page(gfn, &mut self.page)?;
+            vmi.driver().read_page(gfn, &mut page)?;
             let mut saved = Vec::with_capacity(shadow.points.len());
             for point in &shadow.points {
                 let mut bytes = [0; MAX_BREAKPOINT];
-                patch(&mut self.page, point.offset, Self::BREAKPOINT, &mut bytes);
+                patch(&mut page, point.offset, Self::BREAKPOINT, &mut bytes);
                 saved.push(bytes);
             }
-            write_frame(vmi, shadow.frame, 0, self.page.as_slice())?;
+            write_frame(vmi, shadow.frame, 0, &page)?;
             for (point, saved) in shadow.points.iter_mut().zip(saved) {
                 point.saved = saved;
             }
@@ -251,7 +248,7 @@ where
         let mut spare = std::mem::take(&mut self.spare);
         self.shadows.retain(|shadow| match hide(vmi, shadow.view, shadow.gfn) {
             Ok(()) => {
-                spare.push((shadow.frame, Vec::new()));
+                spare.push(shadow.frame);
                 false
             }
             Err(error) => {
@@ -259,10 +256,10 @@ where
                 true
             }
         });
-        for (frame, points) in spare {
+        for frame in spare {
             if let Err(error) = vmi.free_gfn(frame) {
                 keep_first(&mut result, error);
-                self.spare.push((frame, points));
+                self.spare.push(frame);
             }
         }
         result
@@ -276,20 +273,14 @@ fn keep_first(result: &mut Result<(), VmiError>, error: VmiError) {
 }
 
 /// Copies a page into a shadow frame with one breakpoint in it and shows that instead.
-fn show<Driver>(
-    vmi: &VmiCore<Driver>,
-    point: &mut Point,
-    page: &mut [u8; 4096],
-    gfn: Gfn,
-    frame: Gfn,
-    view: View,
-) -> Result<(), VmiError>
+fn show<Driver>(vmi: &VmiCore<Driver>, point: &mut Point, gfn: Gfn, frame: Gfn, view: View) -> Result<(), VmiError>
 where
     Driver: VmiMemory + VmiViewControl,
 {
-    vmi.driver().read_page(gfn, page)?;
-    patch(page, point.offset, Driver::Architecture::BREAKPOINT, &mut point.saved);
-    write_frame(vmi, frame, 0, page)?;
+    let breakpoint = Driver::Architecture::BREAKPOINT;
+    let saved = point.saved.get_mut(..breakpoint.len()).unwrap_or_default();
+    vmi.driver().copy_page_patched(gfn, frame, usize::from(point.offset), breakpoint, saved)?;
+    vmi.flush_gfn_cache_entry(frame);
     vmi.change_view_gfn(view, gfn, frame)
 }
 

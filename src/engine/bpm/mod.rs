@@ -6,8 +6,10 @@
 //! asking the hypervisor ([`DebugController`]). Imports the session, driver traits and the page table monitor's event
 //! type. Start at [`BreakpointManager`]; the rules that hold after every call are in `docs/engine.md`.
 
+mod arming;
 mod books;
 mod breakpoint;
+mod changes;
 mod controller;
 mod interceptor;
 mod manager;

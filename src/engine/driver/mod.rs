@@ -153,6 +153,30 @@ pub trait VmiWrite: VmiDriver {
     /// # Errors
     /// [`VmiError::ReadOnly`] in a read-only session; [`VmiError::OutOfBounds`] where there is no RAM.
     fn write_physical(&self, pa: Pa, bytes: &[u8]) -> Result<(), VmiError>;
+
+    /// Copies a page into another frame, with `patch` in the place of the bytes at `offset` (which lie in the page);
+    /// those bytes go to `saved`, which is as long. Worth a driver's own code where it can do with one copy.
+    ///
+    /// # Errors
+    /// As [`VmiRead::read_page`] and [`VmiWrite::write_physical`].
+    fn copy_page_patched(
+        &self,
+        from: Gfn,
+        to: Gfn,
+        offset: usize,
+        patch: &[u8],
+        saved: &mut [u8],
+    ) -> Result<(), VmiError>
+    where
+        Self: VmiRead,
+    {
+        let mut page = [0; 4096];
+        self.read_page(from, &mut page)?;
+        for ((byte, saved), new) in page.iter_mut().skip(offset).zip(saved).zip(patch) {
+            *saved = std::mem::replace(byte, *new);
+        }
+        self.write_physical(Self::Architecture::pa_from_gfn(to), &page)
+    }
 }
 
 /// Asking for the permissions of a frame.

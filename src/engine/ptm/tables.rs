@@ -110,7 +110,11 @@ impl<Found: Copy> Tables<Found> {
     /// The table in a frame; `NONE` where the frame is not guarded in this view.
     #[inline]
     pub(super) fn find(&self, gfn: Gfn, view: View) -> Id {
-        let hash = self.hasher.hash_one(key(gfn, view));
+        self.find_hashed(self.hasher.hash_one(key(gfn, view)), gfn, view)
+    }
+
+    #[inline]
+    fn find_hashed(&self, hash: u64, gfn: Gfn, view: View) -> Id {
         let same = |id: &Id| {
             let table = self.slab.at(*id);
             table.gfn == gfn && table.view == view
@@ -124,14 +128,15 @@ impl<Found: Copy> Tables<Found> {
         Driver: VmiDriver,
         Guard: TableGuard<Driver, Found = Found>,
     {
-        let id = self.find(gfn, view);
+        let hash = self.hasher.hash_one(key(gfn, view));
+        let id = self.find_hashed(hash, gfn, view);
         if id != NONE {
             return Ok(id);
         }
         let found = Some(Guard::protect(vmi, gfn, view)?);
         let id = self.slab.insert(Table { gfn, view, found, ..Table::default() });
         let Self { slab, by_frame, hasher, .. } = self;
-        by_frame.insert_unique(hasher.hash_one(key(gfn, view)), id, |id| {
+        by_frame.insert_unique(hash, id, |id| {
             let table = slab.at(*id);
             hasher.hash_one(key(table.gfn, table.view))
         });

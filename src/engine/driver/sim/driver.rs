@@ -67,7 +67,7 @@ impl VmiRead for SimDriver {
 
     #[inline]
     fn read_physical_u64(&self, pa: Pa) -> Result<u64, VmiError> {
-        self.machine.borrow().memory.read_u64(pa.0).ok_or(VmiError::OutOfBounds(pa))
+        self.machine.borrow().memory.read_u64(pa.0).ok_or_else(|| VmiError::OutOfBounds(pa))
     }
 
     #[inline]
@@ -80,6 +80,19 @@ impl VmiWrite for SimDriver {
     fn write_physical(&self, pa: Pa, bytes: &[u8]) -> Result<(), VmiError> {
         self.may_change("a write to guest memory")?;
         self.machine.borrow_mut().memory.write(pa.0, bytes)
+    }
+
+    fn copy_page_patched(
+        &self,
+        from: Gfn,
+        to: Gfn,
+        offset: usize,
+        patch: &[u8],
+        saved: &mut [u8],
+    ) -> Result<(), VmiError> {
+        self.may_change("a write to guest memory")?;
+        let copied = self.machine.borrow_mut().memory.copy_patched(from.0, to.0, offset, patch, saved);
+        copied.ok_or_else(|| VmiError::OutOfBounds(Pa(from.0 << 12)))
     }
 }
 

@@ -85,7 +85,7 @@ impl Memory {
             let offset = (at & 0xfff) as usize;
             let (part, tail) = rest.split_at_mut(rest.len().min(4096 - offset));
             let source = self.frame(at >> 12).and_then(|frame| frame.get(offset..offset + part.len()));
-            part.copy_from_slice(source.ok_or(VmiError::OutOfBounds(Pa(at)))?);
+            part.copy_from_slice(source.ok_or_else(|| VmiError::OutOfBounds(Pa(at)))?);
             at = at.checked_add(part.len() as u64).ok_or(VmiError::OutOfBounds(Pa(at)))?;
             rest = tail;
         }
@@ -111,6 +111,25 @@ impl Memory {
             rest = tail;
         }
         Ok(())
+    }
+
+    /// Copies a frame of RAM into one above it, with `patch` at an offset; what was there goes to `saved`. `None` where
+    /// there are no such frames.
+    pub(super) fn copy_patched(
+        &mut self,
+        from: u64,
+        to: u64,
+        offset: usize,
+        patch: &[u8],
+        saved: &mut [u8],
+    ) -> Option<()> {
+        let target = self.above.get_mut(&to)?;
+        let source = self.ram.get(usize::try_from(from).ok()?)?;
+        target.copy_from_slice(source.as_ref().map_or(&ZEROS, |frame| &**frame));
+        for ((byte, saved), new) in target.iter_mut().skip(offset).zip(saved).zip(patch) {
+            *saved = std::mem::replace(byte, *new);
+        }
+        Some(())
     }
 
     /// Makes a frame of RAM zero and gives its host memory back.
@@ -159,6 +178,24 @@ mod tests {
         assert!(matches!(memory.write(0x3ff8, &bytes), Err(VmiError::OutOfBounds(Pa(0x4000)))));
         assert_eq!(memory.read_u64(0x3ff8), Some(0), "a refused write writes nothing");
         assert!(matches!(memory.read(u64::MAX - 3, &mut bytes), Err(VmiError::OutOfBounds(_))));
+    }
+
+    #[test]
+    fn a_patched_copy_is_the_page_but_for_the_patch() {
+        let mut memory = Memory::new(0x2000);
+        assert!(memory.allocate_above(2));
+        let mut saved = [0; 2];
+        memory.write(0x1ffc, &[1, 2, 3, 4]).expect("in RAM");
+        assert_eq!(memory.copy_patched(1, 2, 0xffd, &[7, 8], &mut saved), Some(()));
+        let mut bytes = [0; 4];
+        memory.read(0x2ffc, &mut bytes).expect("allocated");
+        assert_eq!((bytes, saved), ([1, 7, 8, 4], [2, 3]));
+        // A frame that nobody wrote is zeros, over whatever the other one held.
+        assert_eq!(memory.copy_patched(0, 2, 0, &[9], &mut saved[..1]), Some(()));
+        memory.read(0x2ffc, &mut bytes).expect("allocated");
+        assert_eq!((bytes, saved), ([0; 4], [0, 3]));
+        assert_eq!(memory.copy_patched(0, 3, 0, &[9], &mut saved[..1]), None);
+        assert_eq!(memory.copy_patched(2, 2, 0, &[9], &mut saved[..1]), None);
     }
 
     #[test]
