@@ -1,10 +1,6 @@
 //! The breakpoint manager: insertion and removal with each controller, and the lookup that a hit costs.
 
-use std::{
-    hint::black_box,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, hint::black_box, rc::Rc, time::Duration};
 
 use vmi_core::VmiCore as TheirCore;
 use vmi_utils::bpm as theirs_bpm;
@@ -12,38 +8,24 @@ use vmscope::engine::{
     addr::{AddressContext, Gfn, Pa, Va, VcpuId, View},
     arch::amd64::{Amd64, Amd64EventReason, Amd64Registers, EventInterrupt, Interrupt},
     bpm::{Breakpoint, BreakpointController, BreakpointManager, MemoryController, TapController},
+    driver::{MemoryAccess, VmiSetProtection, VmiViewControl, VmiVmControl, VmiWrite},
     event::VmiEvent,
     session::VmiCore,
 };
 
 use crate::{
     core_rows::Rng,
-    memory::{BASE, Layout},
+    memory::{BASE, FloorCache, Layout},
     ours,
-    table::{Table, timed},
+    table::{Table, round, timed},
     theirs,
 };
 
 const VIEW: u16 = 1;
 
-/// Inserts and removes `n` breakpoints, one to a page, often enough to be measured; (insertion, removal, each counted).
-fn round(n: u64, mut insert: impl FnMut(u64), mut remove: impl FnMut(u64)) -> (Duration, Duration, u64) {
-    let repeats = (1000 / n).max(1);
-    let (mut inserting, mut removing) = (Duration::ZERO, Duration::ZERO);
-    for _ in 0..repeats {
-        let start = Instant::now();
-        (0..n).for_each(&mut insert);
-        inserting += start.elapsed();
-        let start = Instant::now();
-        (0..n).for_each(&mut remove);
-        removing += start.elapsed();
-    }
-    (inserting, removing, n * repeats)
-}
-
 fn ours_round<C: TapController<Driver = ours::Flat>>(
     core: &VmiCore<ours::Flat>,
-    manager: &std::cell::RefCell<BreakpointManager<C, (), &'static str>>,
+    manager: &RefCell<BreakpointManager<C, (), &'static str>>,
     root: u64,
     n: u64,
 ) -> (Duration, Duration, u64) {
@@ -57,7 +39,7 @@ fn ours_round<C: TapController<Driver = ours::Flat>>(
 
 fn theirs_round<C: theirs_bpm::TapController<Driver = theirs::Flat>>(
     core: &TheirCore<theirs::Flat>,
-    manager: &std::cell::RefCell<theirs_bpm::BreakpointManager<C>>,
+    manager: &RefCell<theirs_bpm::BreakpointManager<C>>,
     root: u64,
     n: u64,
 ) -> (Duration, Duration, u64) {
@@ -72,6 +54,54 @@ fn theirs_round<C: theirs_bpm::TapController<Driver = theirs::Flat>>(
     )
 }
 
+/// What is left of a breakpoint without books: a translation, and the calls of the driver that a breakpoint takes.
+struct Floor {
+    layout: Rc<Layout>,
+    driver: ours::Flat,
+    cache: FloorCache,
+    frames: Vec<Gfn>,
+    shadows: bool,
+}
+
+impl Floor {
+    fn new(n: u64, shadows: bool) -> Self {
+        let layout = Rc::new(Layout::new(n, 0x1000, n + 8));
+        let driver = ours::Flat::new(&layout);
+        let frames = (0..n).map(|_| driver.allocate_gfn().unwrap()).collect();
+        Self { layout, driver, cache: FloorCache::new(1 << 15), frames, shadows }
+    }
+
+    fn round(this: &RefCell<Self>, n: u64) -> (Duration, Duration, u64) {
+        let page = |i: u64| {
+            let Self { layout, cache, .. } = &mut *this.borrow_mut();
+            Gfn(cache.get(&layout.memory, BASE + i * 4096, layout.root).unwrap() >> 12)
+        };
+        round(
+            n,
+            |i| {
+                let gfn = page(i);
+                let Self { driver, frames, shadows, .. } = &*this.borrow();
+                if *shadows {
+                    let frame = frames[i as usize];
+                    driver.copy_page_patched(gfn, frame, 0, &[0xcc], &mut [0]).unwrap();
+                    driver.change_view_gfn(View(VIEW), gfn, frame).unwrap();
+                    driver.set_memory_access(gfn, View(VIEW), MemoryAccess::X).unwrap();
+                } else {
+                    driver.set_memory_access(gfn, View(VIEW), MemoryAccess::RW).unwrap();
+                }
+            },
+            |i| {
+                let gfn = page(i);
+                let Self { driver, shadows, .. } = &*this.borrow();
+                driver.set_memory_access(gfn, View(VIEW), MemoryAccess::RWX).unwrap();
+                if *shadows {
+                    driver.reset_view_gfn(View(VIEW), gfn).unwrap();
+                }
+            },
+        )
+    }
+}
+
 fn compare<O, T>(table: &mut Table, controller: &str, n: u64)
 where
     O: TapController<Driver = ours::Flat>,
@@ -83,8 +113,9 @@ where
     // Shadow frames of both would be the same ones: each has a layout of its own.
     let their_layout = Rc::new(Layout::new(n, 0x1000, n + 8));
     let theirs_core = TheirCore::new(theirs::Flat::new(&their_layout)).unwrap();
-    let ours = std::cell::RefCell::new(BreakpointManager::<O, (), &'static str>::new());
-    let theirs = std::cell::RefCell::new(theirs_bpm::BreakpointManager::<T>::new());
+    let ours = RefCell::new(BreakpointManager::<O, (), &'static str>::new());
+    let theirs = RefCell::new(theirs_bpm::BreakpointManager::<T>::new());
+    let floor = RefCell::new(Floor::new(n, controller == "INT3"));
     for (what, second) in [("insert", false), ("remove", true)] {
         let pick = move |(inserting, removing, count): (Duration, Duration, u64)| {
             (if second { removing } else { inserting }, count)
@@ -93,7 +124,7 @@ where
             format!("bpm {what}, {controller}, N = {n}"),
             &mut || pick(ours_round(&ours_core, &ours, root, n)),
             &mut || pick(theirs_round(&theirs_core, &theirs, root, n)),
-            None,
+            Some(&mut || pick(Floor::round(&floor, n))),
         );
     }
 }
@@ -112,6 +143,7 @@ fn lookup(table: &mut Table, n: u64) {
         let theirs = theirs_bpm::Breakpoint::new((vmi_core::Va(va), vmi_core::Pa(root)), vmi_core::View(VIEW));
         their_manager.insert(&their_core, theirs.global().with_tag("b")).unwrap();
     }
+    let places: Vec<(u64, u64)> = (0..n).map(|i| (BASE + i * 4096, root)).collect();
     let mut rng = Rng(0x5555_1234_9876_abcd);
     let (mut events, mut their_events) = (Vec::new(), Vec::new());
     for _ in 0..4096 {
@@ -140,7 +172,14 @@ fn lookup(table: &mut Table, n: u64) {
                 })
             })
         },
-        None,
+        Some(&mut || {
+            timed(4096, || {
+                events.iter().for_each(|event| {
+                    let at = ((event.registers().gp.rip - BASE) >> 12) as usize;
+                    black_box(places.get(at).filter(|place| **place == (event.registers().gp.rip, root)));
+                })
+            })
+        }),
     );
 }
 

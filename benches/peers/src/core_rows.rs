@@ -143,7 +143,7 @@ pub fn run(table: &mut Table) {
             Some(&mut || {
                 timed(N, || {
                     pages_at.iter().for_each(|&a| {
-                        memory.copy_page(floor.get(memory, a, root).unwrap() >> 12, &mut floor_page);
+                        memory.read(floor.get(memory, a, root).unwrap(), &mut floor_page).unwrap();
                         black_box(&floor_page);
                     })
                 })
@@ -188,6 +188,7 @@ pub fn run(table: &mut Table) {
     let root = layout.root;
     let ours = VmiCore::new(ours::Flat::new(&layout)).unwrap();
     let theirs = vmi_core::VmiCore::new(theirs::Flat::new(&layout)).unwrap();
+    let mut floor = FloorCache::new(1 << 10);
     let address = |i: u64| if i & 1 == 0 { BASE + i / 2 * 4096 } else { 0x1000 + i * 4096 };
     table.row(
         "prober: 64 reads, 32 of them missing, per read",
@@ -219,6 +220,19 @@ pub fn run(table: &mut Table) {
                 }
             })
         },
-        None,
+        Some(&mut || {
+            timed(64 * 100, || {
+                for _ in 0..100 {
+                    let mut missing = Vec::new();
+                    for i in 0..64 {
+                        match floor.get(&layout.memory, address(i), root) {
+                            Some(pa) => _ = black_box(layout.memory.get(pa)),
+                            None => missing.push(address(i)),
+                        }
+                    }
+                    black_box(missing);
+                }
+            })
+        }),
     );
 }

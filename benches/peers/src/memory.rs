@@ -2,72 +2,102 @@
 
 use std::cell::Cell;
 
-/// Flat guest-physical memory in 64-bit words; shared so that every driver sees the same bytes.
+/// A page, where a page of a real guest would lie: neither engine pays for entries or copies that straddle.
+#[repr(C, align(4096))]
+struct Page([Cell<u64>; 512]);
+
+/// Flat guest-physical memory in 64-bit words; every page was written once, so that none of them is the host's page of
+/// zeros.
 pub struct Memory {
-    words: Box<[Cell<u64>]>,
+    pages: Box<[Page]>,
 }
 
 impl Memory {
     pub fn new(pages: u64) -> Self {
-        Self { words: vec![Cell::new(0); pages as usize * 512].into_boxed_slice() }
+        Self { pages: (0..pages).map(|_| Page([const { Cell::new(0) }; 512])).collect() }
     }
 
     pub fn pages(&self) -> u64 {
-        self.words.len() as u64 / 512
+        self.pages.len() as u64
     }
 
     #[inline]
     pub fn get(&self, pa: u64) -> Option<u64> {
-        self.words.get(pa as usize / 8).map(Cell::get)
+        Some(self.pages.get((pa >> 12) as usize)?.0[(pa as usize >> 3) & 511].get())
     }
 
     pub fn set(&self, pa: u64, value: u64) {
-        self.words[pa as usize / 8].set(value);
+        self.pages[(pa >> 12) as usize].0[(pa as usize >> 3) & 511].set(value);
     }
 
-    /// The bytes of a page, for the peer, whose drivers lend pages out. Nothing writes while they are borrowed.
+    /// The bytes of a page.
+    #[inline]
     pub fn page(&self, gfn: u64) -> Option<*const u8> {
-        let start = gfn as usize * 512;
-        self.words.get(start..start + 512).map(|page| page.as_ptr().cast())
+        self.pages.get(gfn as usize).map(|page| page.0.as_ptr().cast())
     }
 
-    /// Copies bytes; whole aligned words at once, as a memory copy would.
+    /// Where the bytes of an access begin, if they lie in one page; no engine asks for more at once here.
+    #[inline]
+    fn bytes(&self, pa: u64, length: usize) -> Option<*mut u8> {
+        let offset = pa as usize & 0xfff;
+        let page = self.page(pa >> 12).filter(|_| offset + length <= 4096)?;
+        // SAFETY: the offset is within the page.
+        Some(unsafe { page.add(offset) }.cast_mut())
+    }
+
+    /// Copies bytes of one page out.
+    #[inline]
     pub fn read(&self, pa: u64, buffer: &mut [u8]) -> Option<()> {
-        if pa & 7 == 0 && buffer.len() & 7 == 0 {
-            let words = self.words.get(pa as usize / 8..(pa as usize + buffer.len()) / 8)?;
-            for (chunk, word) in buffer.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-                *chunk = word.get().to_le_bytes();
-            }
-            return Some(());
-        }
-        for (i, byte) in buffer.iter_mut().enumerate() {
-            let at = pa + i as u64;
-            *byte = (self.get(at & !7)? >> (8 * (at & 7))) as u8;
-        }
+        let from = self.bytes(pa, buffer.len())?;
+        // SAFETY: as many bytes of a page of cells, which no reference covers.
+        unsafe { std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), buffer.len()) };
         Some(())
     }
 
-    /// Writes bytes, as [`Memory::read`] reads them.
+    /// Copies bytes into one page.
+    #[inline]
     pub fn write(&self, pa: u64, bytes: &[u8]) -> Option<()> {
-        if pa & 7 == 0 && bytes.len() & 7 == 0 {
-            let words = self.words.get(pa as usize / 8..(pa as usize + bytes.len()) / 8)?;
-            for (chunk, word) in bytes.as_chunks::<8>().0.iter().zip(words) {
-                word.set(u64::from_le_bytes(*chunk));
-            }
-            return Some(());
-        }
-        for (i, &byte) in bytes.iter().enumerate() {
-            let at = pa + i as u64;
-            let shift = 8 * (at & 7);
-            let word = self.get(at & !7)?;
-            self.set(at & !7, word & !(0xff << shift) | u64::from(byte) << shift);
-        }
+        let to = self.bytes(pa, bytes.len())?;
+        // SAFETY: as many bytes of a page of cells, which may change behind a shared reference. (`copy`, because the
+        // peer lends a page of this memory out and writes from it.)
+        unsafe { std::ptr::copy(bytes.as_ptr(), to, bytes.len()) };
         Some(())
     }
 
-    /// Copies a page.
-    pub fn copy_page(&self, gfn: u64, buffer: &mut [u8; 4096]) -> Option<()> {
-        self.read(gfn * 4096, buffer)
+    /// Copies a page to another place of this memory.
+    #[inline]
+    pub fn copy(&self, from: u64, to: u64) -> Option<()> {
+        let (from, to) = (self.page(from)?, self.page(to)?);
+        // SAFETY: two pages of cells; the same one twice is no overlap that `copy` would mind.
+        unsafe { std::ptr::copy(from, to.cast_mut(), 4096) };
+        Some(())
+    }
+}
+
+/// What a driver's hypervisor keeps for each frame, in two views: arrays, as the processor's own tables are. A hash map
+/// here would add to both engines what neither of them costs.
+pub struct Views<Access> {
+    access: [Box<[Cell<Access>]>; 2],
+    shown: [Box<[Cell<u64>]>; 2],
+}
+
+impl<Access: Copy> Views<Access> {
+    pub fn new(memory: &Memory, access: Access) -> Self {
+        let frames = || 0..memory.pages();
+        Self {
+            access: std::array::from_fn(|_| frames().map(|_| Cell::new(access)).collect()),
+            shown: std::array::from_fn(|_| frames().map(Cell::new).collect()),
+        }
+    }
+
+    /// The permissions of a frame in a view.
+    pub fn access(&self, view: u16, gfn: u64) -> Option<&Cell<Access>> {
+        self.access.get(usize::from(view))?.get(gfn as usize)
+    }
+
+    /// The frame that a view shows.
+    pub fn shown(&self, view: u16, gfn: u64) -> Option<&Cell<u64>> {
+        self.shown.get(usize::from(view))?.get(gfn as usize)
     }
 }
 

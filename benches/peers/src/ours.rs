@@ -1,11 +1,6 @@
 //! A driver of ours over the shared memory: as little as a driver can do.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use vmscope::engine::{
     addr::{Gfn, Pa, VcpuId, View},
@@ -19,13 +14,12 @@ use vmscope::engine::{
     snapshot::{Capability, Unavailable},
 };
 
-use crate::memory::Layout;
+use crate::memory::{Layout, Views};
 
 pub struct Flat {
     layout: Rc<Layout>,
     next: Cell<u64>,
-    access: RefCell<HashMap<(u16, u64), MemoryAccess>>,
-    views: RefCell<HashMap<(u16, u64), u64>>,
+    views: Views<MemoryAccess>,
 }
 
 impl Flat {
@@ -33,8 +27,7 @@ impl Flat {
         Self {
             layout: Rc::clone(layout),
             next: Cell::new(layout.guest_pages),
-            access: RefCell::default(),
-            views: RefCell::default(),
+            views: Views::new(&layout.memory, MemoryAccess::RWX),
         }
     }
 }
@@ -55,7 +48,7 @@ impl VmiDriver for Flat {
 
 impl VmiRead for Flat {
     fn read_physical(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
-        self.layout.memory.read(pa.0, buffer).ok_or(VmiError::OutOfBounds(pa))
+        self.layout.memory.read(pa.0, buffer).ok_or_else(|| VmiError::OutOfBounds(pa))
     }
     #[inline]
     fn read_physical_u64(&self, pa: Pa) -> Result<u64, VmiError> {
@@ -64,10 +57,10 @@ impl VmiRead for Flat {
             self.read_physical(pa, &mut bytes)?;
             return Ok(u64::from_le_bytes(bytes));
         }
-        self.layout.memory.get(pa.0).ok_or(VmiError::OutOfBounds(pa))
+        self.layout.memory.get(pa.0).ok_or_else(|| VmiError::OutOfBounds(pa))
     }
     fn read_page(&self, gfn: Gfn, buffer: &mut [u8; 4096]) -> Result<(), VmiError> {
-        self.layout.memory.copy_page(gfn.0, buffer).ok_or(VmiError::OutOfBounds(Pa(gfn.0 << 12)))
+        self.layout.memory.read(gfn.0 << 12, buffer).ok_or_else(|| VmiError::OutOfBounds(Pa(gfn.0 << 12)))
     }
     #[inline]
     fn is_direct(&self) -> bool {
@@ -77,13 +70,26 @@ impl VmiRead for Flat {
 
 impl VmiWrite for Flat {
     fn write_physical(&self, pa: Pa, bytes: &[u8]) -> Result<(), VmiError> {
-        self.layout.memory.write(pa.0, bytes).ok_or(VmiError::OutOfBounds(pa))
+        self.layout.memory.write(pa.0, bytes).ok_or_else(|| VmiError::OutOfBounds(pa))
+    }
+    fn copy_page_patched(
+        &self,
+        from: Gfn,
+        to: Gfn,
+        offset: usize,
+        patch: &[u8],
+        saved: &mut [u8],
+    ) -> Result<(), VmiError> {
+        self.layout.memory.copy(from.0, to.0).ok_or_else(|| VmiError::OutOfBounds(Pa(from.0 << 12)))?;
+        let at = Pa((to.0 << 12) + offset as u64);
+        self.read_physical(at, saved)?;
+        self.write_physical(at, patch)
     }
 }
 
 impl VmiQueryProtection for Flat {
     fn memory_access(&self, gfn: Gfn, view: View) -> Result<MemoryAccess, VmiError> {
-        Ok(self.access.borrow().get(&(view.0, gfn.0)).copied().unwrap_or(MemoryAccess::RWX))
+        self.views.access(view.0, gfn.0).map(Cell::get).ok_or_else(|| VmiError::OutOfBounds(Pa(gfn.0 << 12)))
     }
 }
 
@@ -95,7 +101,8 @@ impl VmiSetProtection for Flat {
         access: MemoryAccess,
         _: MemoryAccessOptions,
     ) -> Result<(), VmiError> {
-        self.access.borrow_mut().insert((view.0, gfn.0), access);
+        let cell = self.views.access(view.0, gfn.0).ok_or_else(|| VmiError::OutOfBounds(Pa(gfn.0 << 12)))?;
+        cell.set(access);
         Ok(())
     }
 }
@@ -126,12 +133,12 @@ impl VmiViewControl for Flat {
         Ok(())
     }
     fn change_view_gfn(&self, view: View, old: Gfn, new: Gfn) -> Result<(), VmiError> {
-        self.views.borrow_mut().insert((view.0, old.0), new.0);
+        let cell = self.views.shown(view.0, old.0).ok_or_else(|| VmiError::OutOfBounds(Pa(old.0 << 12)))?;
+        cell.set(new.0);
         Ok(())
     }
     fn reset_view_gfn(&self, view: View, gfn: Gfn) -> Result<(), VmiError> {
-        self.views.borrow_mut().remove(&(view.0, gfn.0));
-        Ok(())
+        self.change_view_gfn(view, gfn, gfn)
     }
 }
 

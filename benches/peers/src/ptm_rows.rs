@@ -1,12 +1,10 @@
 //! The page table monitor: monitoring and unmonitoring with dense tables and with a table for every address.
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use vmscope::engine::{
-    addr::{Pa, Va, View},
+    addr::{Gfn, Pa, Va, View},
+    driver::{MemoryAccess, VmiQueryProtection, VmiSetProtection},
     ptm::PageTableMonitor,
     session::VmiCore,
 };
@@ -14,22 +12,53 @@ use vmscope::engine::{
 use crate::{
     memory::{BASE, Layout},
     ours,
-    table::Table,
+    table::{Table, round},
     theirs,
 };
 
-fn round(n: u64, mut monitor: impl FnMut(u64), mut unmonitor: impl FnMut(u64)) -> (Duration, Duration, u64) {
-    let repeats = (1000 / n).max(1);
-    let (mut on, mut off) = (Duration::ZERO, Duration::ZERO);
-    for _ in 0..repeats {
-        let start = Instant::now();
-        (0..n).for_each(&mut monitor);
-        on += start.elapsed();
-        let start = Instant::now();
-        (0..n).for_each(&mut unmonitor);
-        off += start.elapsed();
+/// What is left of a monitor without books: a walk, a count for each table, and the calls of the driver.
+struct Floor {
+    layout: Rc<Layout>,
+    driver: ours::Flat,
+    counts: Vec<u32>,
+}
+
+impl Floor {
+    fn new(n: u64, step: u64) -> Self {
+        let layout = Rc::new(Layout::new(n, step, 0));
+        let driver = ours::Flat::new(&layout);
+        let counts = vec![0; layout.memory.pages() as usize];
+        Self { layout, driver, counts }
     }
-    (on, off, n * repeats)
+
+    /// The tables on the way to an address.
+    fn tables(&self, va: u64) -> [u64; 4] {
+        let mut table = self.layout.root;
+        [39u32, 30, 21, 12].map(|shift| {
+            let here = table >> 12;
+            table = self.layout.memory.get(table + ((va >> shift) & 0x1ff) * 8).unwrap() & 0x000f_ffff_ffff_f000;
+            here
+        })
+    }
+
+    fn monitor(&mut self, va: u64) {
+        for gfn in self.tables(va) {
+            if self.counts[gfn as usize] == 0 {
+                let found = self.driver.memory_access(Gfn(gfn), View(1)).unwrap();
+                self.driver.set_memory_access(Gfn(gfn), View(1), found.without(MemoryAccess::W)).unwrap();
+            }
+            self.counts[gfn as usize] += 1;
+        }
+    }
+
+    fn unmonitor(&mut self, va: u64) {
+        for gfn in self.tables(va) {
+            self.counts[gfn as usize] -= 1;
+            if self.counts[gfn as usize] == 0 {
+                self.driver.set_memory_access(Gfn(gfn), View(1), MemoryAccess::RWX).unwrap();
+            }
+        }
+    }
 }
 
 fn compare(table: &mut Table, label: &str, step: u64, n: u64) {
@@ -37,10 +66,9 @@ fn compare(table: &mut Table, label: &str, step: u64, n: u64) {
     let root = layout.root;
     let core = VmiCore::new(ours::Flat::new(&layout)).unwrap();
     let their_core = vmi_core::VmiCore::new(theirs::Flat::new(&layout)).unwrap();
-    let mut ours = PageTableMonitor::<ours::Flat>::new();
-    let mut theirs = vmi_utils::ptm::PageTableMonitor::<theirs::Flat>::new();
-    let ours = std::cell::RefCell::new(&mut ours);
-    let theirs = std::cell::RefCell::new(&mut theirs);
+    let ours = RefCell::new(PageTableMonitor::<ours::Flat>::new());
+    let theirs = RefCell::new(vmi_utils::ptm::PageTableMonitor::<theirs::Flat>::new());
+    let floor = RefCell::new(Floor::new(n, step));
     for (what, second) in [("monitor", false), ("unmonitor", true)] {
         let pick = move |(on, off, count): (Duration, Duration, u64)| (if second { off } else { on }, count);
         table.row(
@@ -61,7 +89,13 @@ fn compare(table: &mut Table, label: &str, step: u64, n: u64) {
                     |i| theirs.borrow_mut().unmonitor(&their_core, at(i), vmi_core::View(1)).unwrap(),
                 ))
             },
-            None,
+            Some(&mut || {
+                pick(round(
+                    n,
+                    |i| floor.borrow_mut().monitor(BASE + i * step),
+                    |i| floor.borrow_mut().unmonitor(BASE + i * step),
+                ))
+            }),
         );
     }
 }

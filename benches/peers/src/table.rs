@@ -1,6 +1,10 @@
 //! Sampling and the table of results.
 
-use std::time::{Duration, Instant};
+use std::{
+    hint::black_box,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 /// Work to be measured: how long its measured part took, and how many operations that were.
 pub type Contestant<'a> = &'a mut (dyn FnMut() -> (Duration, u64) + 'a);
@@ -90,4 +94,29 @@ pub fn timed(operations: u64, work: impl FnOnce()) -> (Duration, u64) {
     let start = Instant::now();
     work();
     (start.elapsed(), operations)
+}
+
+/// What reading the clock before and after something adds to it.
+fn clock() -> Duration {
+    static CLOCK: OnceLock<Duration> = OnceLock::new();
+    *CLOCK.get_or_init(|| {
+        let empty = || (0..10_000).map(|_| black_box(Instant::now()).elapsed()).sum::<Duration>() / 10_000;
+        (0..20).map(|_| empty()).min().unwrap_or_default()
+    })
+}
+
+/// Does `n` things and undoes them, often enough to be measured; (doing, undoing, each counted). A round of one reads
+/// the clock for every operation, which costs about as much as the operation: that is taken off.
+pub fn round(n: u64, mut do_it: impl FnMut(u64), mut undo: impl FnMut(u64)) -> (Duration, Duration, u64) {
+    let repeats = (1000 / n).max(1);
+    let (mut doing, mut undoing) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..repeats {
+        let start = Instant::now();
+        (0..n).for_each(&mut do_it);
+        doing += start.elapsed().saturating_sub(clock());
+        let start = Instant::now();
+        (0..n).for_each(&mut undo);
+        undoing += start.elapsed().saturating_sub(clock());
+    }
+    (doing, undoing, n * repeats)
 }

@@ -1,11 +1,6 @@
 //! The peer's driver over the shared memory: lends out pages, as its own Xen driver does after mapping them.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    ops::Deref,
-    rc::Rc,
-};
+use std::{cell::Cell, ops::Deref, rc::Rc};
 
 use vmi_arch_amd64::{Amd64, Interrupt};
 use vmi_core::{
@@ -13,7 +8,7 @@ use vmi_core::{
     VmiQueryProtection, VmiRead, VmiSetProtection, VmiViewControl, VmiVmControl, VmiWrite,
 };
 
-use crate::memory::Layout;
+use crate::memory::{Layout, Views};
 
 struct Lent(*const u8);
 
@@ -28,8 +23,7 @@ impl Deref for Lent {
 pub struct Flat {
     layout: Rc<Layout>,
     next: Cell<u64>,
-    access: RefCell<HashMap<(u16, u64), MemoryAccess>>,
-    views: RefCell<HashMap<(u16, u64), u64>>,
+    views: Views<MemoryAccess>,
 }
 
 impl Flat {
@@ -37,8 +31,7 @@ impl Flat {
         Self {
             layout: Rc::clone(layout),
             next: Cell::new(layout.guest_pages),
-            access: RefCell::default(),
-            views: RefCell::default(),
+            views: Views::new(&layout.memory, MemoryAccess::RWX),
         }
     }
 }
@@ -66,7 +59,7 @@ impl VmiWrite for Flat {
 
 impl VmiQueryProtection for Flat {
     fn memory_access(&self, gfn: Gfn, view: View) -> Result<MemoryAccess, VmiError> {
-        Ok(self.access.borrow().get(&(view.0, gfn.0)).copied().unwrap_or(MemoryAccess::RWX))
+        self.views.access(view.0, gfn.0).map(Cell::get).ok_or(VmiError::OutOfBounds)
     }
     fn memory_access_with_options(
         &self,
@@ -79,7 +72,7 @@ impl VmiQueryProtection for Flat {
 
 impl VmiSetProtection for Flat {
     fn set_memory_access(&self, gfn: Gfn, view: View, access: MemoryAccess) -> Result<(), VmiError> {
-        self.access.borrow_mut().insert((view.0, gfn.0), access);
+        self.views.access(view.0, gfn.0).ok_or(VmiError::OutOfBounds)?.set(access);
         Ok(())
     }
     fn set_memory_access_with_options(
@@ -107,12 +100,11 @@ impl VmiViewControl for Flat {
         Ok(())
     }
     fn change_view_gfn(&self, view: View, old: Gfn, new: Gfn) -> Result<(), VmiError> {
-        self.views.borrow_mut().insert((view.0, old.0), new.0);
+        self.views.shown(view.0, old.0).ok_or(VmiError::OutOfBounds)?.set(new.0);
         Ok(())
     }
     fn reset_view_gfn(&self, view: View, gfn: Gfn) -> Result<(), VmiError> {
-        self.views.borrow_mut().remove(&(view.0, gfn.0));
-        Ok(())
+        self.change_view_gfn(view, gfn, gfn)
     }
 }
 
