@@ -105,6 +105,12 @@ pub enum Guest {
     Demo(Demo),
     /// A running QEMU: the only one on this machine, or one named by its QMP socket or process id
     Qemu(Qemu),
+    /// List what can be watched on this host, and how
+    Guests {
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the completions of a shell: bash, zsh, fish, elvish or powershell
     Completions {
         /// The shell

@@ -7,5 +7,6 @@
 pub mod app;
 pub mod cli;
 pub mod engine;
+pub mod guests;
 pub mod nearest;
 pub mod ui;

@@ -20,6 +20,7 @@ use vmscope::{
         driver::qemu::{self, QemuOptions},
         worker::{self, DemoOptions, StartOptions},
     },
+    guests,
 };
 
 /// A wrong use of the program, as clap answers it too.
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let cli = Cli::read();
     let ended = match &cli.guest {
         Some(Guest::Guardian(guardian)) => return qemu::guardian::main(&guardian.arguments),
+        Some(Guest::Guests { json }) => print(guests::list(*json).as_bytes()),
         Some(Guest::Completions { shell }) => print(&completions(*shell)),
         Some(Guest::Man) => manual().and_then(|page| print(&page)),
         _ => run(cli),
@@ -127,7 +129,7 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
         Some(Guest::Qemu(Qemu { qmp, pid, gdb, memory, .. })) => {
             worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, ..QemuOptions::default() }, options)
         }
-        Some(Guest::Guardian(_) | Guest::Completions { .. } | Guest::Man) => {
+        Some(Guest::Guardian(_) | Guest::Guests { .. } | Guest::Completions { .. } | Guest::Man) => {
             Err("this command watches no guest".into())
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod qemu;
 pub mod sim;
+pub mod xenstore;
 
 use std::{fmt, time::Duration};
 

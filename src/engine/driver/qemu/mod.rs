@@ -14,6 +14,7 @@ mod exception;
 pub mod fuzzing;
 mod gdb;
 pub mod guardian;
+pub mod guests;
 mod leftover;
 mod mapping;
 mod memory;
