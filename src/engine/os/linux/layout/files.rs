@@ -1,0 +1,122 @@
+//! Files, their names, and sockets.
+
+use super::facts::Facts;
+
+/// From a file to its name (`include/linux/fs.h`, `include/linux/dcache.h`, `fs/mount.h`).
+pub(in super::super) struct Paths {
+    pub(in super::super) file_dentry: u64,
+    pub(in super::super) file_mount: u64,
+    pub(in super::super) name: u64,
+    pub(in super::super) name_length: u64,
+    pub(in super::super) parent: u64,
+    /// `dentry.d_hash.pprev`: null once the file is deleted.
+    pub(in super::super) hashed: Option<u64>,
+    pub(in super::super) inode: u64,
+    pub(in super::super) inode_number: u64,
+    pub(in super::super) superblock: u64,
+    pub(in super::super) filesystem: u64,
+    pub(in super::super) filesystem_name: u64,
+    /// `mount.mnt`, through which files know their mount.
+    pub(in super::super) mount_public: u64,
+    pub(in super::super) mount_parent: u64,
+    pub(in super::super) mount_point: u64,
+    /// `mount.mnt.mnt_root`.
+    pub(in super::super) mount_root: u64,
+}
+
+impl Paths {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            file_dentry: facts.at("file", "f_path.dentry")?,
+            file_mount: facts.at("file", "f_path.mnt")?,
+            name: facts.any("dentry", &["d_name.name", "__d_name.name"])?,
+            name_length: facts.any("dentry", &["d_name.len", "__d_name.len"])?,
+            parent: facts.at("dentry", "d_parent")?,
+            hashed: facts.at("dentry", "d_hash.pprev"),
+            inode: facts.at("dentry", "d_inode")?,
+            inode_number: facts.at("inode", "i_ino")?,
+            superblock: facts.at("dentry", "d_sb")?,
+            filesystem: facts.at("super_block", "s_type")?,
+            filesystem_name: facts.at("file_system_type", "name")?,
+            mount_public: facts.at("mount", "mnt")?,
+            mount_parent: facts.at("mount", "mnt_parent")?,
+            mount_point: facts.at("mount", "mnt_mountpoint")?,
+            mount_root: facts.at("mount", "mnt.mnt_root")?,
+        })
+    }
+}
+
+/// A process's open files (`include/linux/fdtable.h`).
+pub(in super::super) struct Files {
+    /// `task_struct.files`.
+    pub(in super::super) files: u64,
+    pub(in super::super) table: u64,
+    pub(in super::super) count: u64,
+    pub(in super::super) array: u64,
+}
+
+impl Files {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            files: facts.at("task_struct", "files")?,
+            table: facts.at("files_struct", "fdt")?,
+            count: facts.at("fdtable", "max_fds")?,
+            array: facts.at("fdtable", "fd")?,
+        })
+    }
+}
+
+/// A socket and its two ends (`include/linux/net.h`, `include/net/sock.h`).
+pub(in super::super) struct Sockets {
+    /// `file.private_data`, `socket.sk`.
+    pub(in super::super) private: u64,
+    pub(in super::super) sock: u64,
+    pub(in super::super) family: u64,
+    pub(in super::super) state: u64,
+    pub(in super::super) protocol: u64,
+    /// `sk_protocol` was a byte up to 5.5.
+    pub(in super::super) protocol_mask: u16,
+    pub(in super::super) source: u64,
+    pub(in super::super) source6: u64,
+    pub(in super::super) source_port: u64,
+    pub(in super::super) destination: u64,
+    pub(in super::super) destination6: u64,
+    pub(in super::super) destination_port: u64,
+}
+
+impl Sockets {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        let common = |name: &str| facts.at("sock", &format!("__sk_common.{name}"));
+        Some(Self {
+            private: facts.at("file", "private_data")?,
+            sock: facts.at("socket", "sk")?,
+            family: common("skc_family")?,
+            state: common("skc_state")?,
+            protocol: facts.at("sock", "sk_protocol")?,
+            protocol_mask: if facts.bytes("sock", "sk_protocol") == Some(1) { 0xff } else { 0xffff },
+            source: common("skc_rcv_saddr")?,
+            source6: common("skc_v6_rcv_saddr").unwrap_or(0),
+            source_port: common("skc_num")?,
+            destination: common("skc_daddr")?,
+            destination6: common("skc_v6_daddr").unwrap_or(0),
+            destination_port: common("skc_dport")?,
+        })
+    }
+}
+
+/// The name of a Unix socket (`include/net/af_unix.h`).
+pub(in super::super) struct UnixName {
+    pub(in super::super) address: u64,
+    pub(in super::super) length: u64,
+    pub(in super::super) name: u64,
+}
+
+impl UnixName {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            address: facts.at("unix_sock", "addr")?,
+            length: facts.at("unix_address", "len")?,
+            name: facts.at("unix_address", "name")?,
+        })
+    }
+}
