@@ -58,6 +58,10 @@ impl VmiDriver for SimDriver {
     fn clock_ns(&self) -> u64 {
         self.machine.borrow().now
     }
+
+    fn resets(&self) -> u64 {
+        self.resets.get()
+    }
 }
 
 impl VmiRead for SimDriver {

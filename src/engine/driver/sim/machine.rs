@@ -64,6 +64,20 @@ impl Machine {
         }
     }
 
+    /// Goes on with what a reset has left: other RAM, another kernel. What the session has set of views and monitors stays,
+    /// and every vCPU is in the view that it was in; time goes on.
+    pub(super) fn boot_again(&mut self, memory: Memory, vcpus: Vec<Vcpu>, kernel: Kernel) {
+        self.memory.take_ram(memory);
+        self.kernel = kernel;
+        self.pending.clear();
+        self.decoded = DecodeCache::new();
+        self.tlb.flush();
+        for (vcpu, mut new) in self.vcpus.iter_mut().zip(vcpus) {
+            new.view = vcpu.view;
+            *vcpu = new;
+        }
+    }
+
     /// A vCPU by its number.
     pub(super) fn vcpu(&self, id: VcpuId) -> Result<&Vcpu, VmiError> {
         self.vcpus.get(usize::from(id.0)).ok_or(VmiError::VcpuNotFound(id))

@@ -26,6 +26,11 @@ impl Memory {
         Self { ram: std::iter::repeat_with(|| None).take(frames).collect(), above: BTreeMap::new() }
     }
 
+    /// Takes over the RAM of another memory; the frames above stay.
+    pub(super) fn take_ram(&mut self, other: Self) {
+        self.ram = other.ram;
+    }
+
     /// Frames of RAM.
     pub(super) fn ram_frames(&self) -> u64 {
         self.ram.len() as u64

@@ -79,6 +79,8 @@ pub struct SimDriver {
     overhead: Cell<Duration>,
     real_time: bool,
     read_only: bool,
+    options: SimOptions,
+    resets: Cell<u64>,
 }
 
 impl SimDriver {
@@ -98,7 +100,24 @@ impl SimDriver {
             overhead: Cell::default(),
             real_time: options.real_time,
             read_only: options.read_only,
+            options,
+            resets: Cell::new(0),
         })
+    }
+
+    /// Presses the machine's reset button: the guest has booted again, its kernel is somewhere else, all processes are new.
+    /// This is no act of the session's, so a read-only one does not refuse it.
+    ///
+    /// # Errors
+    /// As [`SimDriver::new`]; the guest is as it was.
+    pub fn press_reset(&self) -> Result<(), VmiError> {
+        let resets = self.resets.get() + 1;
+        let mut memory = Memory::new(Self::MEMORY_BYTES);
+        let seed = self.options.seed.wrapping_add(resets << 32);
+        let (kernel, vcpus) = Kernel::boot(SimOptions { seed, ..self.options }, &mut memory)?;
+        self.machine.borrow_mut().boot_again(memory, vcpus, kernel);
+        self.resets.set(resets);
+        Ok(())
     }
 
     /// How often the guest found its own code changed.
