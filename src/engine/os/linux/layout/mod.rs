@@ -278,3 +278,12 @@ impl Layout {
         })
     }
 }
+
+/// Reads the text of a profile as a kernel without type information would be read with it.
+///
+/// # Errors
+/// As [`LinuxOs::detect`](super::LinuxOs::detect) for a broken or incomplete profile.
+#[cfg(feature = "fuzzing")]
+pub fn check_profile(text: &str) -> Result<(), VmiError> {
+    Layout::new(&Facts::new(None, Some(text))?).map(|_| ())
+}
