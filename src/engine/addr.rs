@@ -160,6 +160,14 @@ macro_rules! number {
                 fmt::Display::fmt(&self.0, f)
             }
         }
+
+        impl FromStr for $name {
+            type Err = ParseIntError;
+            /// Parses the decimal number that it is displayed as.
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.trim().parse().map(Self)
+            }
+        }
     };
 }
 
@@ -179,7 +187,8 @@ number! {
 pub struct AddressContext {
     /// The virtual address.
     pub va: Va,
-    /// The physical address of the top page table (on AMD64: CR3 without its PCID and PTI bits).
+    /// The physical address of the top page table (on AMD64: CR3 without its PCID; where the kernel isolates its page
+    /// tables, the one that the OS layer's `process_root` answers).
     pub root: Pa,
 }
 
@@ -269,6 +278,8 @@ mod tests {
         for text in ["", "0x", "nt!x", "-1", "+1", "11112222333344445"] {
             assert!(text.parse::<Va>().is_err(), "{text}");
         }
+        assert_eq!((View(12).to_string().parse(), " 3 ".parse()), (Ok(View(12)), Ok(VcpuId(3))));
+        assert!(["", "-1", "0x1", "65536"].iter().all(|text| text.parse::<View>().is_err()));
     }
 
     #[test]
