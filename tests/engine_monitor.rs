@@ -326,6 +326,33 @@ fn a_storm_is_ended_said_and_may_begin_anew() {
 }
 
 #[test]
+fn a_read_only_session_waits_for_pages_and_says_so() {
+    let demo = Demo::with(5, StartOptions { read_only: true, ..StartOptions::default() });
+    let pending = |s: &Snapshot| s.faults.iter().find(|fault| fault.state == FaultState::Pending).cloned();
+    let mut waiting = None;
+    for _ in 0..200 {
+        let snapshot = demo.advance(100);
+        for process in snapshot.processes.iter().filter(|process| !process.flags.contains(&ProcessFlag::Kernel)) {
+            demo.ask(Command::Inspect(Some(Subject::Process(process.pid)))).expect("a detail");
+        }
+        waiting = waiting.or_else(|| pending(&demo.snapshot()));
+        if waiting.is_some() {
+            break;
+        }
+    }
+    let row = waiting.expect("some process has pages that are not in memory");
+    assert_eq!(row.note, "waits for the guest to bring it in by itself");
+    let refused = demo.ask(Command::InjectFault(row.id)).expect_err("read-only");
+    assert!(refused.contains("read-only"), "{refused}");
+    demo.ask(Command::Inspect(None)).expect("closed");
+    let came = |s: &Snapshot| s.faults.iter().find(|fault| fault.state == FaultState::Resolved).cloned();
+    let done = demo.until("a page", |s| came(s).is_some());
+    let row = came(&done).expect("it came");
+    assert_eq!((row.attempts, row.note.as_str()), (0, "the guest brought it in by itself"));
+    untouched(&done);
+}
+
+#[test]
 fn command_line_breakpoints_that_cannot_be_set_end_the_start() {
     let start =
         |place: &str| StartOptions { breaks: vec![Target::parse(place).expect("a place")], ..StartOptions::default() };

@@ -9,7 +9,7 @@ use live::{
 use vmscope::engine::{
     addr::Va,
     command::{Command, Done, Target},
-    snapshot::{Capability, Fault, FaultId, FaultState, Snapshot, Status},
+    snapshot::{Capability, Fault, FaultId, FaultState, Scope, Snapshot, Status},
     worker::StartOptions,
 };
 
@@ -87,6 +87,25 @@ fn pages_come_in(options: Options) {
     assert_eq!((refused.attempts, refused.note.as_str()), (1, "refused by the guest's exception dispatch"));
     assert_eq!(guest.ask(&busy, "touch"), "errors 0 page 0 file 1");
 
+    // A breakpoint in user mode hits by the root that the process is known by, isolated page tables or not.
+    let in_user_mode = |_| {
+        dashboard.ask(Command::Pause).expect("a pause");
+        let snapshot = dashboard.engine.snapshot.load_full();
+        let found = snapshot.vcpus.iter().find(|vcpu| vcpu.pid == Some(busy.pid as u32) && vcpu.rip.0 >> 63 == 0);
+        if found.is_none() {
+            dashboard.ask(Command::Resume).expect("running");
+        }
+        found.map(|vcpu| vcpu.rip)
+    };
+    let rip = (0..100).find_map(in_user_mode).expect("three busy threads on two vCPUs");
+    let target = Target::parse(&format!("{rip}@{}", busy.pid)).expect("a place");
+    dashboard.ask(Command::AddBreakpoint { target, scope: Scope::Global, tag: String::new() }).expect("a breakpoint");
+    dashboard.ask(Command::Resume).expect("running");
+    let snapshot = dashboard.wait("a hit", |s| s.breakpoints.first().is_some_and(|row| row.hits > 0));
+    let hit = snapshot.breakpoints.first().expect("the breakpoint");
+    assert!(hit.last_hits.iter().all(|hit| hit.pid == Some(busy.pid as u32)), "{:?}", hit.last_hits);
+    dashboard.ask(Command::RemoveBreakpoint(hit.id)).expect("gone");
+
     // A process that sleeps is waited for where it comes back to user mode.
     let asleep = guest.start("work map");
     assert_eq!(guest.ask(&asleep, "map"), "mapped");
@@ -99,6 +118,13 @@ fn pages_come_in(options: Options) {
     assert_eq!(guest.ask(&asleep, "touch"), "touched");
 
     assert_eq!(guest.ask(&busy, "report"), "errors 0");
+
+    // The pages of a process go with it.
+    let gone = guest.start("work map");
+    let id = ask_for(&dashboard, &gone, PAGES);
+    assert!(row(&dashboard.engine.snapshot.load(), id).is_some());
+    guest.end(gone);
+    dashboard.wait("the end of its page", |s| row(s, id).is_none());
 
     // Leaving while it waits for a process takes everything along.
     assert_eq!(guest.ask(&asleep, "drop"), "dropped");

@@ -368,6 +368,11 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
         self.records.values().filter(|record| record.is_open()).map(|record| page_of(record.ctx)).collect()
     }
 
+    /// The address spaces that pages of the user's half were asked for in.
+    pub fn roots(&self) -> BTreeSet<Pa> {
+        self.records.values().filter_map(|record| space_of(record.ctx)).collect()
+    }
+
     /// How many pages are waited for.
     pub fn open_count(&self) -> usize {
         self.watched.len()

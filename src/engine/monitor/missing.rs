@@ -4,7 +4,10 @@
 //! now and then, and on the way there: by following a switch of address spaces where the driver reports them, else by
 //! breakpoints where the threads of the process return to user mode.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use super::{Monitor, Platform, Purpose, Watcher, elapsed, now};
 use crate::engine::{
@@ -251,6 +254,22 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     fn own_breakpoint(ctx: AddressContext, view: View, purpose: Purpose) -> Breakpoint<Purpose, BreakpointId> {
         Breakpoint::new(ctx, view).with_key(purpose).with_tag(BreakpointId::default())
+    }
+
+    /// Forgets the pages of address spaces that no process has any more. A list may be caught in the middle of a change:
+    /// what is missing from two in a row is gone.
+    pub(super) fn forget_ended(&mut self, vmi: VmiSession<'_, D, Os>) {
+        let alive: HashSet<Pa> = self.processes.iter().filter_map(|process| process.root).collect();
+        let mut absent = self.faults.roots();
+        absent.remove(&vmi.underlying_os().kernel_root());
+        absent.retain(|root| !alive.contains(root));
+        let before = std::mem::replace(&mut self.ended_roots, absent);
+        for &root in before.intersection(&self.ended_roots) {
+            let text = format!("the process of root {root} has ended: its missing pages are forgotten");
+            self.log.say(now(vmi), EventKind::Fault, text);
+            self.faults.on_root_gone(root);
+        }
+        self.follow_faults(vmi);
     }
 
     /// What turned out to be there is resolved; what became of the missing pages is told.

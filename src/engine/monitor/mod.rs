@@ -21,7 +21,7 @@ mod search;
 mod standby;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,7 +43,7 @@ use self::{
     standby::Standby,
 };
 use super::{
-    addr::{AddressContext, Gfn, VcpuId, View},
+    addr::{AddressContext, Gfn, Pa, VcpuId, View},
     arch::amd64::Amd64,
     bpm::BreakpointManager,
     command::{Answer, Command, Done, Request, Subject, Target},
@@ -151,6 +151,8 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     search: Option<Search>,
     refusal_at: Option<AddressContext>,
     returns: Returns,
+    /// Address spaces of missing pages that the last list of processes did not have.
+    ended_roots: BTreeSet<Pa>,
     /// Whether switches of address spaces are reported, because a page waits for one.
     follows_cr3: bool,
     /// How many more instructions a vCPU is followed on its way to user mode.
@@ -193,6 +195,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             search: None,
             refusal_at: None,
             returns: Returns::default(),
+            ended_roots: BTreeSet::new(),
             follows_cr3: false,
             followed: HashMap::new(),
             due: Due::default(),

@@ -108,6 +108,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         };
         self.tell_process_changes(vmi, &list.processes);
         self.processes.clone_from(&list.processes);
+        if !list.truncated {
+            self.forget_ended(vmi);
+        }
         self.publisher.set_processes(list.processes, list.truncated);
     }
 
