@@ -518,6 +518,8 @@ fn a_global_breakpoint_is_one_however_many_roots_it_has() {
     // It hits in every address space, and folds onto the first root.
     let hit = manager.get_by_event(&int3(view, CODE, VA, Pa(0x99_0000)), ()).expect("hit");
     assert_eq!((hit.ctx().root, hit.is_global()), (ROOT, true));
+    let hit = manager.get_by_event(&int3(view, CODE, VA, ROOT2), ()).expect("hit");
+    assert_eq!(hit.ctx().root, ROOT, "a root of its own makes no difference");
     assert!(!manager.contains_by_event(&int3(view, OTHER, VA, ROOT), ()));
     // One root pages out: the frame stays armed for the other.
     assert!(manager.handle_ptm_event(&vmi, &page_out(view, (VA, ROOT), CODE)).expect("disarmed"));

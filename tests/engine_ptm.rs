@@ -327,6 +327,84 @@ fn a_change_that_nobody_marked_is_found_when_monitoring_meets_it() {
     assert_eq!(events, [guest.page_out(BASE, 0x40000)]);
 }
 
+/// Only the highest of several changes says where a walk goes now; what lies below it is not even of this walk.
+#[test]
+fn of_several_changes_that_nobody_marked_the_highest_counts() {
+    let guest = guest(4);
+    let mut ptm = Ptm::new();
+    ptm.monitor(&guest.vmi, guest.ctx(BASE), VIEW, "a").expect("mapped");
+    let (pd, pt) = (guest.entry(BASE, PageTableLevel::Pd), guest.entry(BASE, PageTableLevel::Pt));
+    let other_table = Pa(200 << 12);
+    guest.vmi.driver().poke64(other_table.0, 0x60007);
+    guest.vmi.driver().poke64(pt.0, 0x50007);
+    guest.vmi.driver().poke64(pd.0, other_table.0 | 7);
+    ptm.monitor(&guest.vmi, guest.ctx(BASE + 8), VIEW, "b").expect("mapped");
+    assert_eq!(ptm.state(guest.ctx(BASE + 8), VIEW).and_then(|state| state.pa), Some(Pa(0x60008)));
+    let events = ptm.process_dirty_entries(&guest.vmi, CPU).expect("nothing fails");
+    assert_eq!(events, [guest.page_out(BASE, 0x40000), guest.page_in(BASE, 0x60000)]);
+    assert!(!ptm.mark_dirty_entry(pt, VIEW, CPU), "the table that was left is not monitored any more");
+}
+
+/// An address that met a change on its way, which was taken back before it was processed, still finds its place.
+#[test]
+fn a_change_that_is_taken_back_leaves_no_address_behind() {
+    let guest = guest(4);
+    let mut ptm = Ptm::new();
+    let second = BASE + 0x1000;
+    ptm.monitor(&guest.vmi, guest.ctx(BASE), VIEW, "a").expect("mapped");
+    let pd = guest.entry(BASE, PageTableLevel::Pd);
+    let table = guest.vmi.driver().peek64(pd.0);
+    guest.vmi.driver().poke64(pd.0, 0);
+    ptm.monitor(&guest.vmi, guest.ctx(second), VIEW, "b").expect("not mapped");
+    guest.vmi.driver().poke64(pd.0, table);
+    let events = ptm.process_dirty_entries(&guest.vmi, CPU).expect("nothing fails");
+    assert_eq!(events, [guest.page_in(second, 0x41000)], "the first address never knew");
+    let entry = guest.entry(second, PageTableLevel::Pt);
+    assert_eq!(guest.write(&mut ptm, entry, 0), [guest.page_out(second, 0x41000)]);
+}
+
+/// A mark of another view's says nothing about this one's entry.
+#[test]
+fn a_change_is_due_in_its_own_view() {
+    let guest = guest(4);
+    let mut ptm = Ptm::new();
+    let other = guest.vmi.create_view(MemoryAccess::RWX).expect("a view");
+    for view in [VIEW, other] {
+        ptm.monitor(&guest.vmi, guest.ctx(BASE), view, "a").expect("mapped");
+    }
+    let pd = guest.entry(BASE, PageTableLevel::Pd);
+    assert!(ptm.mark_dirty_entry(pd, other, VcpuId(1)));
+    guest.vmi.driver().poke64(pd.0, 0);
+    ptm.monitor(&guest.vmi, guest.ctx(BASE + 8), VIEW, "b").expect("not mapped");
+    let events = ptm.process_dirty_entries(&guest.vmi, CPU).expect("nothing fails");
+    assert_eq!(events, [guest.page_out(BASE, 0x40000)]);
+}
+
+#[test]
+fn a_walk_that_fails_half_way_keeps_no_table() {
+    for tried_again in [true, false] {
+        let guest = guest(4);
+        let mut ptm = Ptm::new();
+        ptm.monitor(&guest.vmi, guest.ctx(BASE), VIEW, "a").expect("mapped");
+        let pdpt = guest.entry(BASE, PageTableLevel::Pdpt);
+        let (new_pd, new_pt) = (Gfn(200), Gfn(201));
+        guest.vmi.driver().poke64(new_pd.0 << 12, new_pt.0 << 12 | 7);
+        guest.vmi.driver().poke64(new_pt.0 << 12, 0x50007);
+        assert!(ptm.mark_dirty_entry(pdpt, VIEW, CPU));
+        guest.vmi.driver().poke64(pdpt.0, new_pd.0 << 12 | 7);
+        guest.vmi.driver().fail_if(move |call| matches!(call, Call::MemoryAccess { gfn, .. } if *gfn == new_pt));
+        assert!(ptm.process_dirty_entries(&guest.vmi, CPU).is_err());
+        assert_eq!((ptm.monitored_tables(), guest.protected().len()), (2, 2), "those of the change and above it");
+        guest.vmi.driver().stop_failing();
+        if tried_again {
+            let moved = [guest.page_out(BASE, 0x40000), guest.page_in(BASE, 0x50000)];
+            assert_eq!(ptm.process_dirty_entries(&guest.vmi, CPU).expect("nothing fails now"), moved);
+        }
+        ptm.unmonitor(&guest.vmi, guest.ctx(BASE), VIEW).expect("nothing fails now");
+        assert_eq!((ptm.monitored_tables(), guest.protected().len()), (0, 0));
+    }
+}
+
 #[test]
 fn a_failed_monitor_leaves_nothing_protected() {
     let guest = guest(1);

@@ -169,6 +169,21 @@ fn a_page_is_asked_for_injected_and_resolved() {
 }
 
 #[test]
+fn changes_that_nobody_asks_for_are_bounded() {
+    let guest = guest();
+    let mut faults = FaultLoop::<WaitForGuest>::new(POLICY);
+    let id = faults.request(guest.ctx(PAGE), "test", 0).expect("room");
+    for now in 0..3000 {
+        faults.suppress(id, now).expect("there is such a row");
+        faults.retry(id, now).expect("it is not on its way");
+    }
+    let changes = faults.take_changes();
+    assert_eq!(changes.len(), 4096);
+    assert_eq!(changes.last().map(|change| change.state), Some(FaultState::Pending), "the oldest are lost");
+    assert!(faults.take_changes().is_empty());
+}
+
+#[test]
 fn only_the_right_place_is_good_enough() {
     let guest = guest();
     let mut faults = FaultLoop::<InjectFaults>::new(POLICY);
