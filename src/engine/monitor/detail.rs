@@ -90,7 +90,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         va: Va,
         length: u32,
     ) -> Result<Detail, String> {
-        let root = self.root_of(vmi, pid)?;
+        // The list that is shown is fresh enough for a look that is taken again and again.
+        let known = self.processes.iter().find(|process| Some(process.pid) == pid).and_then(|process| process.root);
+        let root = match known {
+            Some(root) => root,
+            None => self.root_of(vmi, pid)?,
+        };
         let length = length.min(MEMORY) as usize;
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
