@@ -46,7 +46,7 @@ fn answer(user: &mut User) {
         address: Va(at),
         bytes: "90909090".into(),
         text: "nop".into(),
-        target: (at % 8 == 0).then_some(Va(at + 0x40)),
+        target: at.is_multiple_of(8).then_some(Va(at + 0x40)),
         ..CodeLine::default()
     };
     let detail = MemoryDetail {
