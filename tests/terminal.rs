@@ -31,6 +31,8 @@ struct Session {
     keys: Box<dyn Write + Send>,
     output: Receiver<Vec<u8>>,
     screen: vt100::Parser,
+    /// Everything that came, as it came.
+    raw: Vec<u8>,
     canonical_at_first: bool,
 }
 
@@ -55,6 +57,8 @@ impl Session {
         let home = env::temp_dir().join("vmscope-tests-without-configuration");
         command.cwd(env!("CARGO_MANIFEST_DIR"));
         command.env("TERM", "xterm-256color");
+        command.env("COLORTERM", "truecolor");
+        command.env_remove("NO_COLOR");
         command.env("XDG_CONFIG_HOME", &home);
         command.env("HOME", &home);
         let canonical_at_first = canonical(pair.master.as_ref());
@@ -70,8 +74,9 @@ impl Session {
                 }
             }
         });
-        let screen = vt100::Parser::new(some(rows), some(columns), 0);
-        Self { master: pair.master, child, keys, output, screen, canonical_at_first }
+        // A terminal may lie about its size; its screen is one that a person has.
+        let screen = vt100::Parser::new(some(rows.clamp(1, 300)), some(columns.clamp(1, 300)), 0);
+        Self { master: pair.master, child, keys, output, screen, raw: Vec::new(), canonical_at_first }
     }
 
     fn text(&self) -> String {
@@ -81,7 +86,10 @@ impl Session {
     /// Takes in output for a moment; answers whether more may come.
     fn listen(&mut self) -> bool {
         match self.output.recv_timeout(Duration::from_millis(50)) {
-            Ok(bytes) => self.screen.process(&bytes),
+            Ok(bytes) => {
+                self.screen.process(&bytes);
+                self.raw.extend(bytes);
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -208,6 +216,101 @@ fn sizes_change_in_a_storm_and_may_be_tiny() {
     session.press("q");
     assert!(session.ends().success());
     session.is_restored();
+}
+
+#[test]
+fn a_terminal_that_lies_about_its_size_is_no_end() {
+    for (columns, rows) in [(0, 0), (1, 1), (0, 40), (65535, 1), (1, 65535), (65535, 65535)] {
+        // From the start, and later.
+        let mut session = Session::vmscope(&["demo", "--seed", "7"], columns, rows);
+        session.wait("the screen is taken", |session| session.screen.screen().alternate_screen());
+        session.press("2z");
+        session.resize(120, 40);
+        session.shows("2 Breakpoints");
+        session.master.resize(PtySize { rows, cols: columns, pixel_width: 0, pixel_height: 0 }).unwrap();
+        session.press("z");
+        session.resize(120, 40);
+        session.shows("6 Log");
+        session.press("q");
+        assert!(session.ends().success(), "{columns}x{rows}");
+        session.is_restored();
+    }
+}
+
+#[test]
+fn the_mouse_is_left_alone_on_request() {
+    let mode = |arguments: &[&str]| {
+        let mut session = Session::vmscope(arguments, 120, 40);
+        session.shows("System");
+        let mode = session.screen.screen().mouse_protocol_mode();
+        session.press("q");
+        assert!(session.ends().success());
+        session.is_restored();
+        mode
+    };
+    assert_ne!(mode(&["demo"]), vt100::MouseProtocolMode::None);
+    assert_eq!(mode(&["demo", "--no-mouse"]), vt100::MouseProtocolMode::None);
+}
+
+#[test]
+fn frames_are_shown_as_a_whole() {
+    let mut session = dashboard();
+    session.press("jjj2z?");
+    session.shows("Take everything out of the guest and leave");
+    session.press("\x1b");
+    session.shows_no_more("Take everything out of the guest and leave");
+    session.press("q");
+    session.ends();
+    let raw = String::from_utf8_lossy(&session.raw).into_owned();
+    let (begins, ends) = (raw.matches("\x1b[?2026h").count(), raw.matches("\x1b[?2026l").count());
+    assert!(begins > 3 && begins == ends, "{begins} begun, {ends} ended");
+    // Between two frames nothing is drawn: what is there only moves the modes of the terminal.
+    let between = raw.split("\x1b[?2026h").skip(1).filter_map(|part| part.split("\x1b[?2026l").nth(1));
+    let drawn = between.filter(|text| text.contains("Processes")).count();
+    assert_eq!(drawn, 0);
+}
+
+#[test]
+fn a_theme_follows_its_file_while_the_program_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let accent = |colour: &str| format!("inherits = 'dark'\n[palette]\naccent = '{colour}'\n");
+    std::fs::write(&file, accent("#010203")).unwrap();
+    let mut session = Session::vmscope(&["demo", "--theme", file.to_str().unwrap()], 120, 40);
+    let has = |colour: &'static str| move |session: &Session| String::from_utf8_lossy(&session.raw).contains(colour);
+    session.wait("the theme's colour", has("38;2;1;2;3"));
+    std::fs::write(&file, accent("#0a0b0c # and longer")).unwrap();
+    session.shows("stays as it was");
+    assert!(session.text().contains("System"), "a broken file ends nothing");
+    std::fs::write(&file, accent("#0a0b0c")).unwrap();
+    session.shows("read again");
+    session.wait("the new colour", has("38;2;10;11;12"));
+    session.press("q");
+    assert!(session.ends().success());
+    session.is_restored();
+}
+
+#[test]
+fn an_exported_screen_is_a_file_and_never_over_another_by_accident() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.txt");
+    std::fs::write(&file, "mine").unwrap();
+    let mut session = dashboard();
+    session.press("e\x15");
+    session.press(&format!("{}\r", file.display()));
+    session.shows("Overwrite");
+    session.press("\r");
+    session.shows_no_more("Overwrite");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    session.press("e\x15");
+    session.press(&format!("{}\r", file.display()));
+    session.shows("Overwrite");
+    session.press("y");
+    session.shows("wrote");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("1 Processes") && text.contains("System") && !text.contains("Overwrite"), "{text}");
+    session.press("q");
+    assert!(session.ends().success());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! and draws); `headless` runs the same loop without a terminal.
 
 pub mod action;
+pub mod bounded;
 pub mod config;
 pub mod console;
 pub mod event_loop;

@@ -29,7 +29,10 @@ use signal_hook::{
     low_level,
 };
 
-use super::console::{Console, Input};
+use super::{
+    bounded::Bounded,
+    console::{Console, Input},
+};
 
 /// Whether the terminal is ours now; what [`restore`] undoes once.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -52,7 +55,7 @@ pub fn check() -> Result<(), String> {
 /// The terminal of a user, drawn on by ratatui; given back when dropped.
 pub struct Screen {
     /// What frames are drawn on.
-    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    pub terminal: Terminal<Bounded<CrosstermBackend<Stdout>>>,
 }
 
 impl Screen {
@@ -65,7 +68,7 @@ impl Screen {
         MOUSE.store(mouse, Ordering::SeqCst);
         restore_on_panic();
         take().map_err(|error| format!("cannot prepare the terminal: {error}; try another one, or --headless"))?;
-        let terminal = Terminal::new(CrosstermBackend::new(io::stdout())).map_err(|error| {
+        let terminal = Terminal::new(Bounded(CrosstermBackend::new(io::stdout()))).map_err(|error| {
             restore();
             format!("cannot ask the terminal for its size: {error}; try another one, or --headless")
         })?;
