@@ -210,11 +210,14 @@ fn a_thread_that_one_side_only_knows_is_hidden() {
     assert_eq!(threads(), [(1, false), (9, false), (8, false)]);
     machine.unlink_thread(shell, thread);
     assert_eq!(threads(), [(1, false), (9, false), (8, true)]);
+    assert_eq!(processes(&machine, &os).hidden_threads, [(1, 8)]);
     // Out of the table of ids as well, it is still seen when it runs or wants to.
     machine.take_id(8);
     assert_eq!(threads(), [(1, false), (9, false)]);
+    assert!(processes(&machine, &os).hidden_threads.is_empty());
     machine.set_current(1, thread);
     assert_eq!(threads(), [(1, false), (9, false), (8, true)]);
+    assert_eq!(processes(&machine, &os).hidden_threads, [(1, 8)]);
     machine.set_current(1, shell);
     machine.enqueue(0, thread);
     assert_eq!(threads(), [(1, false), (9, false), (8, true)]);

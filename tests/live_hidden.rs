@@ -89,10 +89,14 @@ fn hidden_thread_is_found(kernel: &'static str) {
         core.flush_gfn_cache();
         core.flush_v2p_cache();
         let session = VmiSession::new(&core, &os);
-        let list = os.processes(session).expect("a process list").processes;
+        let list = os.processes(session).expect("a process list");
+        let (list, hidden) = (list.processes, list.hidden_threads);
         assert!(list.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
         let process = list.into_iter().find(|process| process.pid == job.pid as u32).expect("the job");
-        os.process_detail(session, &process, &VmiProber::new(&IndexSet::new())).expect("a detail").threads
+        let detail = os.process_detail(session, &process, &VmiProber::new(&IndexSet::new())).expect("a detail");
+        let own = detail.threads.iter().filter(|thread| thread.hidden).map(|thread| (job.pid as u32, thread.tid));
+        assert_eq!(hidden, own.collect::<Vec<_>>(), "the list of all tells of it, too");
+        detail.threads
     };
     let before = threads();
     assert!(before.len() == 6 && before.iter().all(|thread| !thread.hidden), "{before:?}");

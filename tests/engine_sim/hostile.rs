@@ -194,10 +194,12 @@ fn a_thread_that_left_its_process_list_is_hidden() {
     let threads = detail_of(&guest, before.process.object).threads;
     assert_eq!((threads.len(), threads[0].object, threads[1].object), (2, before.threads[0].object, victim.object));
     assert!(!threads[0].hidden && threads[1].hidden);
+    assert_eq!(list(&guest).hidden_threads, [(before.process.pid, victim.tid)]);
     assert_ne!(first, second);
     // An entry that names it under another id is none of its own.
     forget_id(&guest, victim.object);
     assert_eq!(detail_of(&guest, before.process.object).threads.len(), 1);
+    assert!(list(&guest).hidden_threads.is_empty());
 }
 
 #[test]

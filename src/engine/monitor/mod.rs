@@ -144,6 +144,8 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     steps: HashMap<VcpuId, Step>,
     processes: Vec<Process>,
     seen_processes: bool,
+    /// Ids of process and thread.
+    hidden_threads: Vec<(u32, u32)>,
     /// Pauses of the user's: 0 or 1.
     paused: bool,
     subject: Option<Subject>,
@@ -189,6 +191,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             steps: HashMap::new(),
             processes: Vec::new(),
             seen_processes: false,
+            hidden_threads: Vec::new(),
             paused: false,
             subject: None,
             detail: None,

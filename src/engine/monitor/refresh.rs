@@ -107,11 +107,22 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
         };
         self.tell_process_changes(vmi, &list.processes);
+        self.tell_hidden_threads(vmi, &list.processes, &list.hidden_threads);
         self.processes.clone_from(&list.processes);
         if !list.truncated {
             self.forget_ended(vmi);
         }
         self.publisher.set_processes(list.processes, list.truncated);
+    }
+
+    fn tell_hidden_threads(&mut self, vmi: VmiSession<'_, D, Os>, processes: &[Process], hidden: &[(u32, u32)]) {
+        let at_ns = now(vmi);
+        let name = |pid| processes.iter().find(|process| process.pid == pid).map_or("", |process| &process.name);
+        for &(pid, tid) in hidden.iter().filter(|thread| !self.hidden_threads.contains(thread)) {
+            let text = format!("thread {tid} of {} ({pid}) is missing from its process's own list", name(pid));
+            self.log.push(at_ns, EventKind::Hidden, (None, Some(pid), name(pid).to_owned()), text);
+        }
+        self.hidden_threads = hidden.to_vec();
     }
 
     fn tell_process_changes(&mut self, vmi: VmiSession<'_, D, Os>, new: &[Process]) {

@@ -53,6 +53,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.followed.clear();
         self.processes.clear();
         self.seen_processes = false;
+        self.hidden_threads.clear();
         self.publisher.set_processes(Vec::new(), false);
         for row in self.breakpoints.values_mut() {
             row.pa = None;

@@ -31,6 +31,8 @@ pub struct ProcessList {
     pub processes: Vec<Process>,
     /// Whether a bound cut a walk short: a cyclic or absurdly long list.
     pub truncated: bool,
+    /// Threads that are missing from their process's own list, as ids of process and thread.
+    pub hidden_threads: Vec<(u32, u32)>,
 }
 
 /// Which process runs on a vCPU.

@@ -125,7 +125,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         };
         let listed = found.listed.iter().map(|task| row(task, found.without_id.contains(&task.object)));
         let processes = listed.chain(found.unlisted.iter().map(|task| row(task, true))).collect();
-        Ok(ProcessList { processes, truncated: found.truncated })
+        let hidden_threads = self.hidden_threads(found.listed.iter().chain(&found.unlisted));
+        Ok(ProcessList { processes, truncated: found.truncated, hidden_threads })
     }
 
     /// The row of a process, from its first task.

@@ -39,6 +39,60 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Some((listed.chain(unlisted.map(|task| thread(task, true))).collect(), second.truncated))
     }
 
+    /// Threads that are missing from the lists of these processes, as ids of process and thread.
+    pub(super) fn hidden_threads<'a>(&self, processes: impl Iterator<Item = &'a TaskRecord>) -> Vec<(u32, u32)> {
+        let processes: Vec<&TaskRecord> = processes.collect();
+        let mut first = self.unlisted_threads(&processes);
+        if !first.is_empty() {
+            self.core.flush_gfn_cache();
+            self.core.flush_v2p_cache();
+            let second: HashSet<Va> = self.unlisted_threads(&processes).iter().map(|task| task.object).collect();
+            first.retain(|task| second.contains(&task.object));
+        }
+        first.iter().map(|task| (task.tgid, task.pid)).collect()
+    }
+
+    fn unlisted_threads(&self, processes: &[&TaskRecord]) -> Vec<TaskRecord> {
+        let Some(ids) = self.pid_table() else { return Vec::new() };
+        // Processes whose lists were read to their end, and everything in these.
+        let (mut judged, mut listed) = (HashSet::new(), HashSet::new());
+        for process in processes {
+            let Some(mut threads) = self.thread_objects(process) else { continue };
+            if let Some(other) = self.other_list(process) {
+                threads.retain(|thread| other.contains(thread));
+            }
+            judged.insert(process.object);
+            listed.extend(threads);
+        }
+        let threads = ids.threads.into_iter().chain(self.scheduled());
+        let unlisted = threads.filter(|thread| {
+            let leader = self.leader_of(*thread).filter(|leader| leader != thread && judged.contains(leader));
+            leader.is_some() && listed.insert(*thread)
+        });
+        unlisted.filter_map(|thread| self.task(thread).ok()).filter(|task| task.exit_state == 0).collect()
+    }
+
+    /// The tasks in a process's own list, unread; `None` where it does not come to its end.
+    fn thread_objects(&self, task: &TaskRecord) -> Option<Vec<Va>> {
+        let layout = self.os.layout.threads.as_ref()?;
+        let head = match layout.head {
+            Some(_) if task.signal.is_null() => return None,
+            Some(head) => task.signal + head,
+            None => task.object + layout.node,
+        };
+        let mut threads = if layout.head.is_some() { Vec::new() } else { vec![task.object] };
+        let mut seen = HashSet::new();
+        let mut next = self.pointer(head).ok()?;
+        while next != head {
+            if threads.len() >= MOST_THREADS || !seen.insert(next) {
+                return None;
+            }
+            threads.push(next - layout.node);
+            next = self.pointer(next).ok()?;
+        }
+        Some(threads)
+    }
+
     fn thread_views(&self, task: &TaskRecord) -> Option<Views> {
         let (listed, truncated) = self.thread_list(task)?;
         let mut views = Views { listed, truncated, unlisted: Vec::new(), listed_only: HashSet::new() };

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::{
     WindowsOs,
-    list::THREAD_OBJECT,
+    list::{MOST_THREADS, THREAD_OBJECT},
     memory::{Memory, present},
 };
 use crate::engine::{
@@ -17,8 +17,6 @@ use crate::engine::{
     snapshot::{Module, Process, ProcessDetail, ThreadInfo},
 };
 
-/// Threads that are read at most: far beyond what real processes have.
-const MOST_THREADS: usize = 4096;
 /// The process that the kernel's own threads belong to.
 const SYSTEM: u32 = 4;
 

@@ -2,7 +2,7 @@
 //! that only one side has hides, or is being hidden. The guest may run while we look; so a difference counts only if it
 //! is still there when everything is read a second time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     WindowsOs,
@@ -24,6 +24,11 @@ const MOST_PROCESSES: usize = 1 << 16;
 const MOST_IDS: usize = 1 << 18;
 /// CPUs that are looked at at most.
 const MOST_CPUS: u64 = 256;
+
+/// Threads of a process that are looked at at most: far beyond what real ones have.
+pub(super) const MOST_THREADS: usize = 4096;
+/// `_KTHREAD.State` of a thread that has ended (KTHREAD_STATE).
+const TERMINATED: u8 = 4;
 
 /// KOBJECTS: the type of a process's and of a thread's dispatcher header.
 const PROCESS_OBJECT: u8 = 3;
@@ -49,13 +54,14 @@ impl WindowsOs {
         let memory = self.memory(core);
         let (first, _) = memory.both_sides()?;
         let suspects: HashSet<Va> = first.processes.iter().filter(|p| is_hidden(p)).map(|p| p.object).collect();
-        if suspects.is_empty() {
+        if suspects.is_empty() && first.hidden_threads.is_empty() {
             return Ok(first);
         }
         core.flush_gfn_cache();
         core.flush_v2p_cache();
         let (mut second, listed) = memory.both_sides()?;
         second.processes.retain(|process| listed.contains(&process.object) || suspects.contains(&process.object));
+        second.hidden_threads.retain(|thread| first.hidden_threads.contains(thread));
         for process in second.processes.iter_mut().filter(|process| !suspects.contains(&process.object)) {
             process.flags.retain(|&flag| flag != ProcessFlag::Hidden);
         }
@@ -86,8 +92,52 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         // Without the table there is only one view.
         if let Some(ids) = present(self.known_ids())? {
             self.compare(&mut list, &seen, &ids)?;
+            list.hidden_threads = self.hidden_threads(&list.processes, &ids)?;
         }
         Ok((list, seen))
+    }
+
+    /// Threads with an id that are not in their process's list, as ids of process and thread.
+    fn hidden_threads(&self, processes: &[Process], ids: &Ids) -> Result<Vec<(u32, u32)>, VmiError> {
+        let o = &self.os.offsets;
+        // Processes whose lists were read to their end, and everything in these.
+        let (mut judged, mut listed) = (HashMap::new(), HashSet::new());
+        for process in processes {
+            if let Some(threads) = present(self.thread_objects(process.object))?.flatten() {
+                judged.insert(process.object, process.pid);
+                listed.extend(threads);
+            }
+        }
+        let mut hidden = Vec::new();
+        for (id, thread) in ids.of(THREAD_OBJECT).into_iter().filter(|(_, thread)| !listed.contains(thread)) {
+            let process = present(self.pointer(thread + o.thread_process))?.unwrap_or_default();
+            let own = present(self.u64(thread + o.cid + o.cid_thread))?;
+            let state = present(self.u8(thread + o.thread_state))?;
+            if let Some(&pid) = judged.get(&process)
+                && own == Some(id)
+                && state != Some(TERMINATED)
+            {
+                hidden.push((pid, id as u32));
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// The threads in a process's list, unread; `None` where it does not come to its end.
+    fn thread_objects(&self, process: Va) -> Result<Option<Vec<Va>>, VmiError> {
+        let o = &self.os.offsets;
+        let head = process + o.thread_list;
+        let mut threads = Vec::new();
+        let mut seen = HashSet::new();
+        let mut link = self.pointer(head)?;
+        while link != head {
+            if threads.len() >= MOST_THREADS || !seen.insert(link) {
+                return Ok(None);
+            }
+            threads.push(link - o.thread_links);
+            link = self.pointer(link)?;
+        }
+        Ok(Some(threads))
     }
 
     fn compare(&self, list: &mut ProcessList, listed: &HashSet<Va>, ids: &Ids) -> Result<(), VmiError> {
