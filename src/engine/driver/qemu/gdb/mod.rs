@@ -280,3 +280,72 @@ fn list_threads(wire: &mut Wire) -> Result<Vec<Thread>, VmiError> {
 fn strange(address: &Address, why: &str) -> VmiError {
     VmiError::Invalid(format!("{address} is not the gdb stub of a QEMU with an x86-64 guest: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+        thread,
+        time::Duration,
+    };
+
+    use super::{super::transport::Stream, *};
+
+    const DESCRIPTION: &str = "l<reg name=\"rax\" bitsize=\"64\"/><reg name=\"rip\" bitsize=\"64\"/>\
+        <reg name=\"rsp\" bitsize=\"64\"/><reg name=\"cs\" bitsize=\"32\"/><reg name=\"cr3\" bitsize=\"64\"/>";
+
+    /// Connects to a stub that answers a request for threads like this, whenever it is asked.
+    fn connect(threads: &'static str) -> Result<Gdb, VmiError> {
+        let pair = || {
+            let (ours, peer) = UnixStream::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("a socket");
+            (Stream::Unix(ours), peer)
+        };
+        let (monitor, mut qemu) = pair();
+        let greeting =
+            "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2}}}}\n{\"return\": {}, \"id\": 1}\n";
+        qemu.write_all(greeting.as_bytes()).expect("room");
+        let address: Address = "test:1".parse()?;
+        let qmp = Qmp::over(monitor, &address, Duration::from_secs(5))?;
+        let (stream, mut stub) = pair();
+        let served = thread::spawn(move || {
+            let (mut packet, mut byte) = (Vec::new(), [0]);
+            while stub.read(&mut byte).is_ok_and(|read| read == 1) {
+                packet.extend(byte);
+                // A packet ends two digits behind its `#`.
+                let Some(end) = packet.iter().position(|&byte| byte == b'#').filter(|end| end + 3 == packet.len())
+                else {
+                    continue;
+                };
+                let start = packet.iter().position(|&byte| byte == b'$').unwrap_or(end);
+                let reply = match &packet[start + 1..end] {
+                    b"?" => "T05thread:01;",
+                    text if text.starts_with(b"qSupported") => "qXfer:features:read+;multiprocess+",
+                    text if text.starts_with(b"qXfer") => DESCRIPTION,
+                    _ => threads,
+                };
+                packet.clear();
+                let answer = [b"+".to_vec(), packet::encode(reply.as_bytes())].concat();
+                if stub.write_all(&answer).is_err() {
+                    return;
+                }
+            }
+        });
+        let gdb = Wire::over(stream, &address, Arc::new(Mutex::new(qmp))).and_then(Gdb::over);
+        drop(qemu);
+        if gdb.is_err() {
+            served.join().expect("no panic");
+        }
+        gdb
+    }
+
+    #[test]
+    fn a_list_of_threads_without_an_end_or_a_thread_is_cut() {
+        let error = connect("mp0.0").map(drop).expect_err("none of them is a thread").to_string();
+        assert!(error.contains("it has no threads"), "{error}");
+        let gdb = connect("mp1.1,p1.2").expect("two threads, over and over");
+        assert_eq!(gdb.threads.len(), MOST_THREADS);
+        assert_eq!(gdb.thread(VcpuId(1)), Some(Thread { process: 1, thread: 2 }));
+    }
+}
