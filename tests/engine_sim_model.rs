@@ -201,7 +201,7 @@ impl World {
         let root = self.roots[self.rng.below(self.roots.len() as u64) as usize];
         let view = self.engine.views[self.rng.below(2) as usize];
         // One kind for each address, or its owner would have it in both.
-        let global = va.0 / 16 % 2 == 0;
+        let global = va.0 >> 4 & 1 == 0;
         let breakpoint = Breakpoint::new((va, root), view).with_key(key).with_tag(tag);
         (if global { breakpoint.global() } else { breakpoint }, true)
     }
