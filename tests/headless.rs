@@ -429,6 +429,24 @@ fn a_breakpoint_in_the_built_in_guest_is_hit_and_taken_out() {
 }
 
 #[test]
+fn a_process_of_the_kernels_has_no_command_line_and_the_kernels_modules() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = "wait:processes>=10 / 'System' enter enter";
+    let said = |shot: &str| {
+        let output =
+            vmscope(&["demo", "--ticks", "100", "--headless", "--keys", keys, "--screenshot", shot], folder.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read_to_string(folder.path().join(shot)).unwrap()
+    };
+    let text = said("out.txt");
+    assert!(text.contains("command line    none: it runs in the kernel"), "{text}");
+    assert!(text.contains("S-1-5-18 SYSTEM") && !text.contains("not in memory"), "{text}");
+    let json: Value = serde_json::from_str(&said("out.json")).unwrap();
+    let detail = &json["detail"]["process"];
+    assert_eq!((&detail["command_line"], &detail["modules"][0]["name"]), (&"".into(), &"ntoskrnl.exe".into()));
+}
+
+#[test]
 fn wrong_use_is_one_sentence_and_status_2() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
