@@ -47,7 +47,7 @@ pub fn rows(ui: &UiState) -> u64 {
 /// How a row of bytes is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes in a row: 16, 8 or 4.
+    /// Bytes in a row: 32, 16, 8 or 4.
     pub per_row: u64,
     /// Cells of an address; 9 show its lower half only.
     pub address: u16,
@@ -59,7 +59,8 @@ impl Shape {
     /// What fits into a row of `width` cells.
     pub const fn of(width: u16) -> Self {
         let (per_row, address, letters) = match width {
-            86.. => (16, 17, true),
+            154.. => (32, 17, true),
+            86..154 => (16, 17, true),
             78..86 => (16, 9, true),
             54..78 => (8, 17, true),
             46..54 => (8, 9, true),
@@ -72,7 +73,7 @@ impl Shape {
     /// The cell of a byte's first digit, from the row's first cell: a mark, the address, a mark, a gap.
     pub const fn byte(self, nth: u64) -> u16 {
         let nth = nth as u16;
-        self.address + 3 + nth * 3 + (nth >= 8) as u16
+        self.address + 3 + nth * 3 + nth / 8
     }
 
     /// The cell of a byte's letter.

@@ -372,7 +372,7 @@ pub fn details() -> Vec<(&'static str, Subject, Detail)> {
 /// Memory of a process: the end of a page that is there, and one that is not. Some of it changed now, some before.
 pub fn memory(mode: MemoryMode) -> (Popup, Detail) {
     let va = Va(0x7ffa_1c2a_0e00);
-    let (length, there) = (67 * 16, 0x200);
+    let (length, there) = (67 * 32, 0x200);
     let changed = |nth: u64| match nth {
         35..39 => Some(62 * SECOND),
         53 => Some(20 * SECOND),

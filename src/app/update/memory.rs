@@ -78,7 +78,9 @@ pub(super) fn subject(state: &UiState, view: &MemoryView) -> Subject {
     let (va, length) = match view.mode {
         MemoryMode::Walk => (view.cursor, 16),
         // An instruction takes up to 15 bytes.
-        MemoryMode::Bytes | MemoryMode::Code => (view.top, (memory::rows(state) * 16) as u32),
+        MemoryMode::Bytes | MemoryMode::Code => {
+            (view.top, (memory::rows(state) * memory::shape(state).per_row.max(16)) as u32)
+        }
     };
     Subject::Memory { pid: view.pid, va, length }
 }
