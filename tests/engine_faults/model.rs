@@ -175,13 +175,15 @@ fn run(seed: u64, policy: FaultPolicy, steps: u64) {
                 let space = if user { Some(page.root) } else { None };
                 let is_safe = user || (interruptible && policy.kernel_context);
                 let mut expected = None;
-                while !busy && is_safe {
-                    expected = due(&model, space, &policy, now);
-                    let Some((at, row)) = model.iter_mut().find(|(_, row)| Some(row.id) == expected) else { break };
-                    if !user || at.va != UNSERVABLE {
-                        break;
+                if !busy && is_safe {
+                    loop {
+                        expected = due(&model, space, &policy, now);
+                        let Some((at, row)) = model.iter_mut().find(|(_, row)| Some(row.id) == expected) else { break };
+                        if !user || at.va != UNSERVABLE {
+                            break;
+                        }
+                        row.close(FaultState::Suppressed);
                     }
-                    row.close(FaultState::Suppressed);
                 }
                 let is_due = faults.is_due::<Amd64>(&registers, page.root, vcpu, now);
                 let failures = vmi.driver().failures();

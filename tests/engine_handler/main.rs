@@ -2,6 +2,7 @@
 //! that breaks.
 
 mod monitor;
+mod order;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -165,6 +166,15 @@ fn a_panic_in_cleanup_keeps_nothing_from_being_done() {
         // The broken handler was not asked about the second event; the vCPU just goes on.
         assert_eq!(vmi.driver().responses().last().map(|response| response.action), Some(VmiEventAction::Continue));
     }
+}
+
+#[test]
+fn a_handler_that_has_panicked_is_asked_no_more() {
+    let handler = Scribe { panic_at_event: Some(0), ..Default::default() };
+    let (ended, calls, vmi) = session((0..2).map(|n| Scripted::Event(event(n))), handler);
+    assert!(ended.is_err());
+    assert_eq!(calls, ["wait", "event", "Pause", "cleanup", "ResetState", "drain", "ResetState", "Resume"]);
+    assert_eq!(vmi.driver().responses().last().map(|response| response.action), Some(VmiEventAction::Continue));
 }
 
 #[test]

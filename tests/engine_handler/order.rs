@@ -1,0 +1,171 @@
+//! What the engine's own clean-up asks of a driver, call by call.
+
+use std::{cell::Cell, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::bounded;
+use vmscope::engine::{
+    addr::{Gfn, Pa, Va, VcpuId, View},
+    arch::amd64::Amd64,
+    bpm::BreakpointController,
+    command::Target,
+    driver::{MemoryAccess, VmiStep},
+    error::VmiError,
+    event::{VmiEvent, VmiEventResponse},
+    faults::InjectFaults,
+    monitor::{Channels, Monitor, MonitorOptions, Platform},
+    os::{CurrentProcess, ProcessList, VmiOs},
+    ptm::WriteProtect,
+    session::{VmiCore, VmiProber, VmiSession, VmiState},
+    snapshot::{Process, ProcessDetail, Snapshot},
+    symbols::SymbolTable,
+};
+
+use crate::support::{Call, FlatDriver, PageSize, Tables, core};
+
+const BASE: Va = Va(0x7f00_0000_0000);
+
+impl VmiStep for FlatDriver {
+    fn step(&self, _: VcpuId) -> Result<(), VmiError> {
+        Ok(())
+    }
+}
+
+impl Platform for FlatDriver {
+    const KIND: &'static str = "flat";
+    const TABLE_POLL: Option<Duration> = None;
+    const REPORTS_SWITCHES: bool = true;
+    const STORM_LIMIT: u32 = 1000;
+    const VCPU_POLL: Duration = Duration::from_secs(1);
+    type Tap = BreakpointController<Self>;
+    type Guard = WriteProtect;
+    type Delivery = InjectFaults;
+
+    fn enter(vmi: &VmiCore<Self>) -> Result<View, VmiError> {
+        vmi.create_view(MemoryAccess::RWX)
+    }
+    fn leave(vmi: &VmiCore<Self>, view: View) -> Result<(), VmiError> {
+        vmi.driver().note("leave");
+        vmi.destroy_view(view)
+    }
+    fn is_left_over(_: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
+        false
+    }
+    fn guest_wrote(_: &mut Self::Tap, _: &VmiCore<Self>, _: Gfn) -> Result<(), VmiError> {
+        Ok(())
+    }
+    fn step_over(_: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default()
+    }
+    fn step_and_tell(_: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default()
+    }
+    fn stepped(_: View) -> VmiEventResponse<Amd64> {
+        VmiEventResponse::default()
+    }
+}
+
+/// A kernel with one address space and no processes.
+struct Os(Pa, Arc<SymbolTable>);
+
+impl VmiOs<FlatDriver> for Os {
+    fn name(&self) -> &'static str {
+        "test"
+    }
+    fn version(&self) -> &str {
+        "1"
+    }
+    fn kernel_image_base(&self) -> Va {
+        BASE
+    }
+    fn kernel_root(&self) -> Pa {
+        self.0
+    }
+    fn symbols(&self) -> &Arc<SymbolTable> {
+        &self.1
+    }
+    fn processes(&self, _: VmiSession<'_, FlatDriver, Self>) -> Result<ProcessList, VmiError> {
+        Ok(ProcessList::default())
+    }
+    fn current_process(&self, _: VmiState<'_, FlatDriver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
+        Ok(None)
+    }
+    fn process_detail(
+        &self,
+        _: VmiSession<'_, FlatDriver, Self>,
+        _: &Process,
+        _: &VmiProber,
+    ) -> Result<ProcessDetail, VmiError> {
+        Ok(ProcessDetail::default())
+    }
+    fn function_argument(&self, _: VmiState<'_, FlatDriver, Self>, _: u32) -> Result<u64, VmiError> {
+        Ok(0)
+    }
+}
+
+/// What kind of thing a change of the guest does, so that a run of alike ones is one step.
+fn step(call: &Call, shadow: Gfn) -> Option<&'static str> {
+    Some(match call {
+        Call::Pause => "pause",
+        Call::SetMemoryAccess { gfn, .. } if *gfn == CODE => "unmonitor the breakpoint's page",
+        Call::SetMemoryAccess { access: MemoryAccess::RWX, .. } => "open a table",
+        Call::ResetViewGfn { gfn: CODE, .. } => "show the guest's own page",
+        Call::FreeGfn(gfn) if *gfn == shadow => "free the shadow",
+        Call::Note("leave") => "leave the view",
+        Call::DestroyView(_) => "destroy the view",
+        Call::ResetState => "reset",
+        Call::Resume => "resume",
+        call if call.is_change() => panic!("{call:?}"),
+        _ => return None,
+    })
+}
+
+const CODE: Gfn = Gfn(40);
+
+#[test]
+fn breakpoints_go_first_then_tables_then_the_view() {
+    let vmi = core(64);
+    let next = Cell::new(16);
+    let space = Tables::new(vmi.driver(), &next, 4);
+    space.map(BASE, Pa(CODE.0 << 12), PageSize::Small);
+    let os = Os(space.root(), Arc::default());
+    let target = |va: Va| vec![Target::parse(&va.to_string()).expect("a place")];
+    let options =
+        MonitorOptions { breaks: target(BASE + 0x10), watches: target(BASE + 0x20_0000), ..MonitorOptions::default() };
+    let (_, requests) = bounded(1);
+    let (changed, _) = bounded(1);
+    let channels = Channels { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())), changed, requests };
+    let session = VmiSession::new(&vmi, &os);
+    let mut monitor = Monitor::new(options, channels, Snapshot::default());
+    monitor.start(session).expect("a breakpoint and a watch");
+    let set = vmi.driver().take_calls();
+    let position = |wanted: &dyn Fn(&Call) -> bool| set.iter().position(wanted);
+    let shown = position(&|call| matches!(call, Call::ChangeViewGfn { old: CODE, .. })).expect("a shadow");
+    let shadow = *vmi.driver().allocated().first().expect("a frame");
+    let is_patch = |call: &Call| matches!(call, Call::Write { pa, .. } if Gfn(pa.0 >> 12) == shadow);
+    let patched = set.iter().rposition(is_patch).expect("a patch");
+    let hidden = position(&|call| matches!(call, Call::SetMemoryAccess { gfn: CODE, .. })).expect("a monitored page");
+    assert!(shown < hidden && patched < hidden, "installed, then protected: {set:?}");
+
+    // Nobody can ask anything any more: it ends.
+    assert!(matches!(session.handle(monitor), Ok(Some(_))));
+    let calls = vmi.driver().take_calls();
+    let mut steps: Vec<_> = calls.iter().filter_map(|call| step(call, shadow)).collect();
+    steps.dedup();
+    assert_eq!(
+        steps,
+        [
+            "pause",
+            "unmonitor the breakpoint's page",
+            "show the guest's own page",
+            "free the shadow",
+            "open a table",
+            "leave the view",
+            "destroy the view",
+            "reset",
+            "resume"
+        ]
+    );
+    assert!(vmi.driver().allocated().is_empty() && vmi.driver().remapped().is_empty());
+    assert_eq!(vmi.driver().pauses(), 0);
+}
