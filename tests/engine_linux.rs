@@ -576,7 +576,7 @@ fn arguments_are_in_six_registers_and_then_on_the_stack() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(384) / 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// A guest that writes what it likes into its page tables and structures costs time and gets cut short, no more.
     #[test]

@@ -121,7 +121,7 @@ fn spoil(bytes: &mut Vec<u8>, damage: &[(prop::sample::Index, u8)], cut: prop::s
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(512) / 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_symbols_never_panic(

@@ -245,7 +245,7 @@ fn check(buffer: &Buffer) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(384) / 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_guest_at_any_size(word in nasty(), number in prop_oneof![Just(0), Just(u64::MAX), any::<u64>()], width in 0u16..300, height in 0u16..300, tree: bool, zoom: bool, settled: bool) {

@@ -301,7 +301,11 @@ fn damaged_objects_never_panic() {
     }
     targets.push((Va(kernel(guest.symbol("nt!PsLoadedModuleList"))), 0xa0));
     targets.push((guest.symbol("nt!ObTypeIndexTable"), 0x800));
-    let mut runner = TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() });
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: ProptestConfig::default().cases.max(3200) / 8,
+        failure_persistence: None,
+        ..Default::default()
+    });
     let writes = (
         0..targets.len(),
         any::<prop::sample::Index>(),
