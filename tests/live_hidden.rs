@@ -131,6 +131,37 @@ fn hidden_thread_is_found(kernel: &'static str) {
     assert_eq!(guest.sh("echo runs"), "runs\n");
 }
 
+/// Processes that come and go while we look hide from nobody.
+#[test]
+fn nothing_hides_in_a_busy_guest() {
+    let Some(mut guest) = Guest::boot(&Options { smp: 2, plain: true, ..Options::default() }) else { return };
+    let jobs = [guest.start("work churn 0"), guest.start("work threads 20")];
+    let options = QemuOptions {
+        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
+        guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
+        ..QemuOptions::default()
+    };
+    let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
+    let registers = core.registers(VcpuId(0)).expect("registers");
+    let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..300 {
+        core.flush_gfn_cache();
+        core.flush_v2p_cache();
+        let list = os.processes(VmiSession::new(&core, &os)).expect("a process list");
+        assert!(list.hidden_threads.is_empty(), "{:?}", list.hidden_threads);
+        let hidden: Vec<_> =
+            list.processes.iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden)).collect();
+        assert!(hidden.is_empty(), "{hidden:?}");
+        ids.extend(list.processes.iter().map(|process| process.pid));
+    }
+    let last = os.processes(VmiSession::new(&core, &os)).expect("a process list").processes.len();
+    assert!(ids.len() > last + 5, "processes came and went: {} of {last}", ids.len());
+    drop(core);
+    jobs.into_iter().for_each(|job| guest.end(job));
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
 #[test]
 fn a_thread_on_6_1() {
     hidden_thread_is_found("6.1");

@@ -260,7 +260,7 @@ fn a_process_in_detail() {
         let wow64 = process.flags.contains(&ProcessFlag::Wow64);
         assert_eq!(detail.regions.len(), if wow64 { 10 } else { 6 });
         assert!(detail.regions.windows(2).all(|pair| pair[0].end <= pair[1].start));
-        let library = r"\Device\HarddiskVolume2\Windows\System32\ntdll.dll";
+        let library = r"\Windows\System32\ntdll.dll";
         assert!(detail.regions.iter().any(|region| region.name == library && region.protection == "rwxcs"));
         assert!(
             detail.modules.iter().any(|module| module.name == "ntdll.dll"),
@@ -377,6 +377,6 @@ fn a_32_bit_process_has_modules_of_both_kinds() {
     assert_eq!(low[1].name, "kernel32.dll");
     let high = detail.modules.iter().filter(|module| module.base.0 >= 1 << 32).map(|module| module.name.as_str());
     assert_eq!(high.collect::<BTreeSet<_>>(), BTreeSet::from(["OneDrive.exe", "ntdll.dll"]));
-    let library = r"\Device\HarddiskVolume2\Windows\SysWOW64\ntdll.dll";
+    let library = r"\Windows\SysWOW64\ntdll.dll";
     assert!(detail.regions.iter().any(|region| region.name == library && region.start == Va(0x77a0_0000)));
 }

@@ -79,8 +79,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         Ok(())
     }
 
-    /// The file behind a mapped range: subsection, control area, file object. Memory that only the page file backs has
-    /// none.
+    /// The file behind a mapped range, without its device: subsection, control area, file object. Memory that only the page
+    /// file backs has none.
     fn mapped_file(&self, node: Va, files: &mut HashMap<Va, String>) -> Result<String, VmiError> {
         let o = &self.os.offsets;
         let subsection = self.pointer(node + o.vad_subsection)?;
@@ -90,7 +90,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let name = || {
             let area = self.pointer(subsection + o.subsection_area)?;
             let file = Va(self.u64(area + o.area_file)? & !FAST_REFERENCES);
-            if file.is_null() { Ok(String::new()) } else { self.file(file) }
+            if file.is_null() { Ok(String::new()) } else { self.string(file + o.file_name) }
         };
         let name = if subsection.is_null() { String::new() } else { present(name())?.unwrap_or("?".to_owned()) };
         files.insert(subsection, name.clone());
