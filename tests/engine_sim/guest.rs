@@ -240,6 +240,12 @@ fn credential<'a>(detail: &'a ProcessDetail, name: &str) -> &'a str {
     found.map_or_else(|| panic!("no {name}: {:?}", detail.credentials), |(_, value)| value)
 }
 
+/// A program's whole name, of which the process object keeps 14 characters.
+fn whole(name: &str) -> &str {
+    let long = ["fontdrvhost.exe", "StartMenuExperienceHost.exe", "RuntimeBroker.exe", "backgroundTaskHost.exe"];
+    long.into_iter().find(|long| long.starts_with(name)).unwrap_or(name)
+}
+
 #[test]
 fn a_process_in_detail() {
     let guest = Guest::new(SimOptions::default());
@@ -266,6 +272,7 @@ fn a_process_in_detail() {
             detail.modules.iter().any(|module| module.name == "ntdll.dll"),
             "the tree of regions has it in any case"
         );
+        assert_eq!(detail.threads[0].name, format!("{}+0x1000", whole(&process.name)));
         missing += detail.missing.len();
         if detail.missing.is_empty() {
             complete += 1;

@@ -71,6 +71,7 @@ impl WindowsOs {
                 }
             }
         }
+        kernel.name_threads(&mut detail);
         detail.missing = prober.page_faults().iter().map(|missing| missing.va).collect();
         Ok(detail)
     }
@@ -161,6 +162,17 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
             object,
             hidden: false,
         })
+    }
+
+    /// Calls threads that start in a module of the process by it: the kernel's symbols are no help there.
+    fn name_threads(&self, detail: &mut ProcessDetail) {
+        for thread in &mut detail.threads {
+            let Ok(start) = self.pointer(thread.object + self.os.offsets.start_address) else { continue };
+            let module = detail.modules.iter().find(|module| start >= module.base && start - module.base < module.size);
+            if let Some(module) = module.filter(|_| self.os.symbols.describe(start, 0).is_none()) {
+                thread.name = format!("{}+{:#x}", module.name, start - module.base);
+            }
+        }
     }
 
     fn command_line(&self, peb: Va) -> Result<String, VmiError> {

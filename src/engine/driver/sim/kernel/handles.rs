@@ -62,7 +62,9 @@ impl Kernel {
         let name = text(memory, OWN.mutant_name, &format!("SM0:{}:304:WilStaging_02", process.pid));
         names.head_named(memory, f, mutant, names.find("\\Sessions\\1\\BaseNamedObjects"), name);
         let file = self.own(process, OWN.file, "File");
-        let name = text(memory, OWN.file_name, &state_file(&process.name, process.pid));
+        let program = process.program.and_then(|program| self.programs.get(program));
+        let program = program.map_or(process.name.as_str(), |program| program.name);
+        let name = text(memory, OWN.file_name, &state_file(program, process.pid));
         names.write_file(memory, f, file, name);
         let token = process.object - PROCESS_AT + TOKEN_AT;
         let parent = self.processes.iter().flatten().find(|other| other.pid == process.ppid);

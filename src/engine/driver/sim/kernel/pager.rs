@@ -147,13 +147,14 @@ fn is_hot(number: u64) -> bool {
 impl Kernel {
     fn contents(&self, process: &Process, number: u64) -> Frame {
         let tid = process.threads.first().and_then(|&id| self.thread(id)).map_or(0, |thread| thread.tid);
-        let base = process.program.and_then(|program| self.programs.get(program)).map_or(0, |program| program.base);
+        let program = process.program.and_then(|program| self.programs.get(program));
+        let base = program.map_or(0, |program| program.base);
         Contents {
             facts: &self.facts,
             region: process.region,
             pid: process.pid,
             tid,
-            name: &process.name,
+            name: program.map_or(&process.name, |program| program.name),
             base,
             library: self.library,
         }
