@@ -48,6 +48,9 @@ pub(super) const PANES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVE
 const ADDRESSES: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, POPUP];
 const LISTS: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS];
 
+/// Lists, and the rows of memory.
+const COPIED: &[Place] = &[PROCESSES, BREAKPOINTS, TABLES, FAULTS, EVENTS, MEMORY];
+
 /// Something that a user can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the table below says what each one is")]
@@ -263,9 +266,9 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::LogTargets, "log-targets", &["t"], "targets", "List the parts of the program that log, to choose one", &[LOG]).in_footer(),
     entry(Action::LogMore, "log-more", &["+"], "more", "Show more of the chosen part's log", &[LOG]).in_footer(),
     entry(Action::LogLess, "log-less", &["-"], "less", "Show less of the chosen part's log", &[LOG]).in_footer(),
-    entry(Action::Copy, "copy", &["y"], "copy", "Copy the selected row to the clipboard (also over ssh, where the terminal allows it)", LISTS),
+    entry(Action::Copy, "copy", &["y"], "copy", "Copy the selected row to the clipboard (also over ssh, where the terminal allows it)", COPIED),
     entry(Action::CopyCell, "copy-cell", &["ctrl-y"], "copy cell", "Copy one cell of the selected row to the clipboard", LISTS),
-    entry(Action::CopyPane, "copy-pane", &["Y"], "copy pane", "Copy all rows that the pane shows to the clipboard", LISTS),
+    entry(Action::CopyPane, "copy-pane", &["Y"], "copy pane", "Copy all rows that the pane shows to the clipboard", COPIED),
     entry(Action::Export, "export", &["e"], "export", "Write the screen to a file: .txt, .ansi, .svg, .png, or .json for the snapshot itself", PANES),
     entry(Action::Theme, "theme", &["T"], "theme", "Choose the colours, shown while choosing", PANES),
     entry(Action::ReloadTheme, "reload-theme", &[], "reload theme", "Read the theme's file again", PANES),

@@ -236,6 +236,23 @@ fn a_search_is_typed_runs_and_is_stepped_through() {
 }
 
 #[test]
+fn rows_of_memory_are_copied() {
+    let copied = |user: &mut User, key: &str| match user.press(key).as_slice() {
+        [Effect::Copy(text)] => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    let mut user = at("0x2000");
+    assert_eq!(copied(&mut user, "j y"), "2010  10 11 12 13 14 15 16 17 18 19 1a 1b 1c 1d 1e 1f  ................");
+    assert_eq!(copied(&mut user, "Y").lines().count() as u64, ROWS);
+    let mut user = at("0x9000");
+    assert!(copied(&mut user, "y").starts_with("9000  ?? ??"));
+    user.press("tab");
+    answer(&mut user);
+    assert_eq!(copied(&mut user, "j y"), "9004  90909090              nop");
+    assert_eq!(copied(&mut user, "Y").lines().count() as u64, ROWS);
+}
+
+#[test]
 fn closing_shows_again_what_was_below() {
     let mut user = User::new();
     user.press("2 enter M");

@@ -1,6 +1,6 @@
 //! The memory view: moving, following, going back, searching.
 
-use super::{Effect, popup, refuse, targets};
+use super::{Effect, dump, popup, refuse, targets};
 use crate::{
     app::action::Action,
     engine::{
@@ -61,6 +61,16 @@ pub(super) fn act(state: &mut UiState, snapshot: &Snapshot, action: Action) -> O
         Action::AskPage => {
             let target = Target { place: view.cursor.to_string(), pid: view.pid };
             return Some(vec![Effect::Send(Command::RequestPage { target })]);
+        }
+        Action::Copy | Action::CopyPane => {
+            let only_here = action == Action::Copy;
+            let Some(text) = held.map(|held| dump::text(view, held, (rows, per_row), only_here)) else {
+                return Some(refuse(state, "copy: this memory is not read yet"));
+            };
+            let what =
+                if only_here && view.mode != MemoryMode::Walk { "copied one row" } else { "copied what is shown" };
+            state.notify(Severity::Info, what);
+            return Some(vec![Effect::Copy(text)]);
         }
         Action::CloseMemory if snapshot.search.is_some() => return Some(vec![Effect::Send(Command::CancelSearch)]),
         Action::CloseMemory => return Some(popup::close(state)),

@@ -6,6 +6,7 @@
 
 pub mod choose;
 mod copy;
+mod dump;
 mod find;
 pub mod hints;
 pub mod memory;
