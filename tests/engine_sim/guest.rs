@@ -242,7 +242,13 @@ fn credential<'a>(detail: &'a ProcessDetail, name: &str) -> &'a str {
 
 /// A program's whole name, of which the process object keeps 14 characters.
 fn whole(name: &str) -> &str {
-    let long = ["fontdrvhost.exe", "StartMenuExperienceHost.exe", "RuntimeBroker.exe", "backgroundTaskHost.exe"];
+    let long = [
+        "fontdrvhost.exe",
+        "StartMenuExperienceHost.exe",
+        "RuntimeBroker.exe",
+        "SearchIndexer.exe",
+        "backgroundTaskHost.exe",
+    ];
     long.into_iter().find(|long| long.starts_with(name)).unwrap_or(name)
 }
 
