@@ -328,7 +328,9 @@ where
             self.dirty = true;
         }
         let inputs = self.console.inputs().clone();
-        loop {
+        let began = Instant::now();
+        // However many keys there are, what they do is shown.
+        while began.elapsed() < FRAME {
             match inputs.try_recv() {
                 Ok(input) => self.input(input),
                 Err(TryRecvError::Empty) => break,
