@@ -81,6 +81,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// Injects what the user wants and is safe to inject now.
     pub(super) fn try_injections(&mut self, vmi: VmiSession<'_, D, Os>) {
+        if self.standby.is_some() {
+            return;
+        }
         let at_ns = now(vmi);
         self.faults.tick(at_ns);
         let roots = if self.paused { Vec::new() } else { self.faults.awaited_roots(at_ns) };
