@@ -133,8 +133,8 @@ impl Session {
         let text = self.text();
         let row = text.lines().find_map(|line| line.split("do_sys_openat2").nth(1))?;
         // The last number of the row; the physical address, where there is one, stands before it.
-        let cells = row.split('│').next()?.split_whitespace();
-        let word = cells.filter(|word| word.starts_with(|c: char| c.is_ascii_digit())).next_back()?;
+        let mut cells = row.split('│').next()?.split_whitespace();
+        let word = cells.rfind(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
         word.replace(',', "").parse().ok()
     }
 }

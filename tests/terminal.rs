@@ -194,7 +194,7 @@ fn the_main_keys_work_and_quitting_gives_the_terminal_back() {
     session.press("z2a");
     session.shows("2 Breakpoints");
     session.press("nt!NtCreateFile\r");
-    session.shows("NtCreateFile");
+    session.shows("2 Breakpoints  1 on");
     session.press("q");
     session.shows("runs on");
     session.press("y");
