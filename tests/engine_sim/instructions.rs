@@ -228,3 +228,24 @@ fn locked_exchanges_and_bits() {
     assert_eq!(gp.rdx & 0xffff, 0x0101, "the first exchange succeeds, the second does not");
     assert_eq!((gp.rax, gp.rbx, gp.rsi), (11, 11, 0x10f));
 }
+
+#[test]
+fn the_instruction_after_sti_is_not_interrupted() {
+    let bench = Bench::new();
+    let driver = bench.guest.driver();
+    // CLI, STI, the instruction after it, and a jump to the beginning.
+    let leaves = |after_sti: u8| {
+        let program = [0xfa, 0xfb, after_sti, 0xeb, 0xfb];
+        bench.guest.core.write((bench.code, bench.guest.kernel_root()), &program).expect("mapped");
+        let mut registers = driver.registers(VcpuId(0)).expect("a vCPU");
+        (registers.gp.rip, registers.gp.rflags) = (bench.code.0, 2);
+        driver.set_registers(VcpuId(0), registers).expect("paused");
+        (0..200_000).any(|_| {
+            driver.step(VcpuId(0)).expect("paused");
+            let rip = driver.registers(VcpuId(0)).expect("a vCPU").gp.rip;
+            !(bench.code.0..bench.code.0 + 5).contains(&rip)
+        })
+    };
+    assert!(!leaves(0xfa), "CLI right behind STI leaves no room for an interrupt");
+    assert!(leaves(0x90), "NOP does: the clock interrupts the jump");
+}

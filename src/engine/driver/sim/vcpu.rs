@@ -37,6 +37,9 @@ pub(super) struct Vcpu {
     pub(super) granted: bool,
     /// A step of the paused machine was interrupted by an event and goes on after the answer.
     pub(super) owes_step: bool,
+    /// STI was the last instruction: no external interrupt is taken before the next one is over (Intel SDM volume 2B,
+    /// "STI"), so that STI and HLT together lose no wake-up.
+    pub(super) sti_shadow: bool,
     /// An interrupt on its way into the guest; no event any more.
     pub(super) delivering: Option<Interrupt>,
     /// An interrupt that the session injected and that was not taken yet.
@@ -57,6 +60,7 @@ impl Vcpu {
             emulate: false,
             granted: false,
             owes_step: false,
+            sti_shadow: false,
             delivering: None,
             injected: None,
         }
@@ -66,6 +70,7 @@ impl Vcpu {
     /// hypervisors: interrupts are held back), or a step would end in an interrupt handler.
     pub(super) fn is_interruptible(&self) -> bool {
         self.registers.gp.rflags & Amd64Registers::RFLAGS_IF != 0
+            && !self.sti_shadow
             && !self.waiting
             && !self.dead
             && !self.singlestep

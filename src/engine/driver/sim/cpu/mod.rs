@@ -118,8 +118,10 @@ impl Core<'_> {
         }
         let instruction = self.fetch()?;
         let before = self.cpu.registers.gp;
+        let shadow = std::mem::take(&mut self.cpu.sti_shadow);
         let done = self.execute(&instruction);
         if done.is_err() {
+            self.cpu.sti_shadow = shadow;
             // All other registers change only as the last thing that an instruction does.
             self.cpu.registers.gp = before;
         } else {

@@ -168,7 +168,9 @@ impl Core<'_> {
             }
             Mnemonic::Sti => {
                 self.privileged()?;
-                self.cpu.registers.gp.rflags |= Amd64Registers::RFLAGS_IF;
+                let flags = &mut self.cpu.registers.gp.rflags;
+                self.cpu.sti_shadow = *flags & Amd64Registers::RFLAGS_IF == 0;
+                *flags |= Amd64Registers::RFLAGS_IF;
             }
             Mnemonic::Swapgs => {
                 self.privileged()?;
