@@ -376,15 +376,16 @@ impl Machine {
                 self.memory.write_at(&bytes, address).expect("room");
                 "OK".to_owned()
             }
-            _ if packet.starts_with("P0=") => {
-                let bytes = u64::from_str_radix(&packet[3..], 16).expect("digits");
-                self.rax[self.selected] = bytes.swap_bytes();
-                "OK".to_owned()
-            }
-            _ if packet.starts_with('G') => {
-                let pairs = packet.as_bytes()[1..].chunks(2);
-                let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits");
-                let bytes: Vec<u8> = pairs.map(byte).collect();
+            _ if packet.starts_with('P') => {
+                // As described below: eight registers, three of them of four bytes.
+                const PLACES: [usize; 9] = [0, 8, 16, 24, 28, 32, 36, 44, 52];
+                let (number, value) = packet[1..].split_once('=').expect("a value");
+                let place = PLACES[usize::from_str_radix(number, 16).expect("a number")];
+                let mut bytes = self.registers(self.selected);
+                for (at, pair) in value.as_bytes().chunks(2).enumerate() {
+                    let digits = std::str::from_utf8(pair).expect("digits");
+                    bytes[place + at] = u8::from_str_radix(digits, 16).expect("digits");
+                }
                 self.set_registers(self.selected, &bytes);
                 "OK".to_owned()
             }

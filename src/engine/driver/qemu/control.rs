@@ -352,12 +352,6 @@ impl Control {
         }
     }
 
-    /// Sets the registers of a vCPU of a stopped guest, all at once or none.
-    pub fn replace_registers(&mut self, vcpu: VcpuId, registers: &Amd64Registers) -> Result<(), VmiError> {
-        let thread = self.thread(vcpu)?.ok_or(VmiError::VcpuNotFound(vcpu))?;
-        self.stub.as_mut().map_or(Err(VmiError::VcpuNotFound(vcpu)), |stub| stub.replace_registers(thread, registers))
-    }
-
     pub fn write_physical(&mut self, pa: Pa, bytes: &[u8]) -> Result<(), VmiError> {
         self.attach_stub()?;
         self.hold()?;

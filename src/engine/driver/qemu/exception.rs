@@ -3,7 +3,8 @@
 //! The stub has no command for it, but the delivery of an exception is nothing but a change of registers and stack
 //! (Intel SDM volume 3A, sections 6.12 and 6.14): the interrupted state goes onto the kernel's stack, the vCPU goes on at
 //! the handler. The guest's own IRET then leads back to exactly the registers that were interrupted, in the thread that
-//! was interrupted, whatever happens in between: nothing has to be restored, not even when this process is killed.
+//! was interrupted, whatever happens in between: nothing has to be restored, not even when this process is killed
+//! afterwards.
 
 use super::QemuDriver;
 use crate::engine::{
@@ -123,7 +124,8 @@ impl QemuDriver {
         for (pa, bytes) in places {
             control.write_physical(pa, &bytes)?;
         }
-        control.replace_registers(vcpu, &new)
+        // Each by itself: QEMU 10 does not take the floating-point registers of a `G` packet as its `g` told them.
+        control.set_registers(vcpu, &new)
     }
 
     /// Eight bytes of a vCPU's address space, which may run into another page.

@@ -109,23 +109,9 @@ impl Gdb {
         for (number, bytes) in &changes {
             self.expect_ok(&format!("P{number:x}={}", to_hex(bytes)))?;
         }
-        if changes.is_empty() { Ok(()) } else { self.check_registers(thread, new) }
-    }
-
-    /// The same with one packet: whatever happens to us, the vCPU has either all or none of them.
-    ///
-    /// # Errors
-    /// What the stub says.
-    pub fn replace_registers(&mut self, thread: Thread, new: &Amd64Registers) -> Result<(), VmiError> {
-        self.select(thread)?;
-        let reply = self.wire.command(b"g")?;
-        let bytes = from_hex(&reply).and_then(|bytes| self.file.encode(bytes, new));
-        let bytes = bytes.ok_or_else(|| self.refused("g", &reply))?;
-        self.expect_ok(&format!("G{}", to_hex(&bytes)))?;
-        self.check_registers(thread, new)
-    }
-
-    fn check_registers(&mut self, thread: Thread, new: &Amd64Registers) -> Result<(), VmiError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         let now = self.registers(thread)?;
         if self.file.changes(&now, new).is_empty() {
             return Ok(());

@@ -72,15 +72,6 @@ impl RegisterFile {
         Some(registers)
     }
 
-    /// Puts the engine's registers into the contents of a `g` packet, for `G`; `None` when it is too short for them.
-    pub fn encode(&self, mut bytes: Vec<u8>, new: &Amd64Registers) -> Option<Vec<u8>> {
-        for place in &self.places {
-            let to = bytes.get_mut(place.offset..place.offset.checked_add(place.bytes)?)?;
-            to.iter_mut().zip((place.field.get)(new).to_le_bytes()).for_each(|(to, from)| *to = from);
-        }
-        Some(bytes)
-    }
-
     /// What `P` packets have to say to turn one state into another: number and bytes of each register that differs.
     pub fn changes(&self, old: &Amd64Registers, new: &Amd64Registers) -> Vec<(u32, Vec<u8>)> {
         let changed = |place: &&Place| (place.field.get)(old) != (place.field.get)(new);
@@ -125,14 +116,8 @@ mod tests {
         assert_eq!((registers.gp.rax, registers.gp.rsp, registers.gp.rip), (1, 2, 3));
         assert_eq!((registers.gp.rflags, registers.cs.selector, registers.cr3), (0x246, 0x10, 0x5000));
         assert!(registers.cs.long);
-        assert_eq!(file().encode(bytes.clone(), &registers).as_ref(), Some(&bytes), "what is not ours stays");
-        let mut other = registers;
-        other.gp.rip = 0x77;
-        let encoded = file().encode(bytes.clone(), &other).expect("long enough");
-        assert_eq!(file().decode(&encoded), Some(other));
         bytes.pop();
         assert_eq!(file().decode(&bytes), None);
-        assert_eq!(file().encode(bytes, &registers), None);
     }
 
     #[test]
