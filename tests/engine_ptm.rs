@@ -564,7 +564,7 @@ fn tables_that_change_between_two_reads_give_ins_and_outs_by_turns() {
         vmi.set_paging_levels(levels);
         let mut ptm = PageTableMonitor::<Flicker, (), Unguarded>::polling();
         let contexts: Vec<_> =
-            (0..6u64).map(|n| AddressContext::new(n * 0x40_2001_2345 & 0x7fff_ffff_ffff, n % 4 * 0x1000)).collect();
+            (0..6u64).map(|n| AddressContext::new((n * 0x40_2001_2345) & 0x7fff_ffff_ffff, n % 4 * 0x1000)).collect();
         for &ctx in &contexts {
             ptm.monitor(&vmi, ctx, VIEW, ()).expect("the roots are in memory");
         }
