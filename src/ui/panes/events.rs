@@ -60,15 +60,16 @@ pub(super) fn cell<'a>(pen: &Pen<'_>, snapshot: &'a Snapshot, row: RowRef, colum
     })
 }
 
-/// What a burst says: `nt!NtCreateFile ×12 in 1.2s, 9/s`.
+/// What a burst says: `nt!NtCreateFile ×12 in 1.2s, 9/s`; of one that was over at once only how many there were.
 fn burst_words(first: Option<&Event>, newest: &Event, folded: u32, times: char) -> String {
     let span = newest.at_ns.saturating_sub(first.map_or(newest.at_ns, |first| first.at_ns));
     let rate = rate(folded, span).map_or_else(String::new, |rate| format!(", {}/s", format::short_count(rate)));
-    format!("{} {times}{} in {}{rate}", stem(newest), u64::from(folded) + 1, format::age(span))
+    let span = if span < 1_000_000 { String::new() } else { format!(" in {}", format::age(span)) };
+    format!("{} {times}{}{span}{rate}", stem(newest), u64::from(folded) + 1)
 }
 
-/// Events a second over a span with `more` of them after the first one.
+/// Events a second over a span with `more` of them after the first one; two, or a moment, are no rate.
 pub(in crate::ui) fn rate(more: u32, span_ns: u64) -> Option<u64> {
     let rate = u128::from(more) * 1_000_000_000 / u128::from(span_ns.max(1));
-    (span_ns > 0 && rate > 0).then(|| u64::try_from(rate).unwrap_or(u64::MAX))
+    (more > 1 && span_ns >= 10_000_000 && rate > 0).then(|| u64::try_from(rate).unwrap_or(u64::MAX))
 }
