@@ -149,6 +149,11 @@ fn on_6_1() {
 }
 
 #[test]
+fn on_qemu_10() {
+    pages_come_in(Options { qemu: "backport", smp: 2, plain: true, ..Options::default() });
+}
+
+#[test]
 fn on_6_12_with_isolated_page_tables() {
     pages_come_in(Options { cpu: "Nehalem", smp: 2, plain: true, ..Options::default() });
 }
