@@ -1,6 +1,6 @@
 //! Rows as text for the clipboard: their facts, separated by tabs, without what the width of a column left out.
 
-use super::{Effect, targets};
+use super::{Effect, marks::targets};
 use crate::{
     engine::snapshot::{Breakpoint, Event, Fault, Process, Scope, Snapshot, Table},
     ui::{

@@ -1,6 +1,6 @@
 //! The memory view: moving, following, going back, searching.
 
-use super::{Effect, dump, popup, refuse, targets};
+use super::{Effect, dump, popup, refuse};
 use crate::{
     app::action::Action,
     engine::{
@@ -328,7 +328,7 @@ pub(super) fn selected_address(state: &UiState, snapshot: &Snapshot) -> Option<(
         Some(Popup::Event { event, .. }) => event_address(snapshot, event),
         Some(Popup::Burst { events, .. }) => event_address(snapshot, events.last()?),
         Some(_) => None,
-        None => address_of(snapshot, state.focused().selected.or(targets(state).first().copied())?),
+        None => address_of(snapshot, state.focused().selected?),
     }
 }
 

@@ -9,6 +9,7 @@ mod copy;
 mod dump;
 mod find;
 pub mod hints;
+mod marks;
 pub mod memory;
 pub mod mouse;
 pub mod popup;
@@ -22,8 +23,8 @@ use super::{
 };
 use crate::{
     engine::{
-        command::{Command, Subject, Target},
-        snapshot::{Breakpoint, BreakpointState, Capability, Event, Scope, Snapshot, Status, VcpuId},
+        command::{Command, Subject},
+        snapshot::{BreakpointState, Capability, Event, Snapshot, Status, VcpuId},
     },
     ui::{
         layout, rows,
@@ -138,9 +139,9 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         }
         Action::Detail => detail(state, snapshot),
         Action::Close => popup::close(state),
-        Action::Toggle | Action::Delete => on_rows(state, snapshot, action),
+        Action::Toggle | Action::Delete => marks::on_rows(state, snapshot, action),
         Action::InjectFault | Action::SuppressFault | Action::RetryFault | Action::ClearFault => {
-            on_rows(state, snapshot, action)
+            marks::on_rows(state, snapshot, action)
         }
         Action::Add => add(state, snapshot),
         Action::RequestPage => ask(state, snapshot, Purpose::Page),
@@ -170,10 +171,10 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
             pane.marks.clear();
             Vec::new()
         }
-        Action::Mark => mark(state, snapshot),
-        Action::MarkAll => mark_all(state, snapshot, false),
-        Action::InvertMarks => mark_all(state, snapshot, true),
-        Action::Undo => undo(state),
+        Action::Mark => marks::mark(state, snapshot),
+        Action::MarkAll => marks::mark_all(state, snapshot, false),
+        Action::InvertMarks => marks::mark_all(state, snapshot, true),
+        Action::Undo => marks::undo(state),
         Action::Sort => {
             let pane = state.focused();
             let chosen = rows::columns(pane.id).iter().position(|column| column.id == pane.sort.column).unwrap_or(0);
@@ -323,98 +324,6 @@ fn edge(state: &mut UiState, snapshot: &Snapshot, last: bool) -> Vec<Effect> {
         rows::select(snapshot, state.focused_mut(), 0);
     }
     Vec::new()
-}
-
-/// The rows that an action is for, sorted: the marked ones, else the selected one.
-fn targets(state: &UiState) -> Vec<RowKey> {
-    let pane = state.focused();
-    if pane.marks.is_empty() { pane.selected.into_iter().collect() } else { pane.marks.iter().copied().collect() }
-}
-
-fn mark(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
-    let pane = state.focused_mut();
-    if let Some(row) = pane.selected {
-        if !pane.marks.remove(&row) {
-            pane.marks.insert(row);
-        }
-        rows::move_by(snapshot, pane, 1);
-    }
-    Vec::new()
-}
-
-/// Marks every row that is shown, or takes all marks off when all have one; `invert` turns each mark round instead.
-fn mark_all(state: &mut UiState, snapshot: &Snapshot, invert: bool) -> Vec<Effect> {
-    let pane = state.focused_mut();
-    let shown: Vec<RowKey> = pane.rows.from(0).filter_map(|row| rows::key(snapshot, pane.id, row)).collect();
-    let all = shown.iter().all(|row| pane.marks.contains(row));
-    for row in shown {
-        let marked = pane.marks.remove(&row);
-        if if invert { !marked } else { !all } {
-            pane.marks.insert(row);
-        }
-    }
-    Vec::new()
-}
-
-/// How many deletions can be undone.
-const UNDONE: usize = 16;
-
-/// Remembers breakpoints that are about to be deleted; `rows` are sorted.
-fn remember(state: &mut UiState, snapshot: &Snapshot, rows: &[RowKey]) {
-    let restore = |breakpoint: &Breakpoint| {
-        let pid = match breakpoint.scope {
-            Scope::Global => None,
-            Scope::Process(pid) => Some(pid),
-        };
-        Command::RestoreBreakpoint {
-            target: Target { place: breakpoint.address.to_string(), pid },
-            scope: breakpoint.scope,
-            tag: breakpoint.tag.clone(),
-            enabled: matches!(breakpoint.state, BreakpointState::Active | BreakpointState::Pending),
-        }
-    };
-    // In the order of the list, not of the marks.
-    let deleted: Vec<Command> = snapshot
-        .breakpoints
-        .iter()
-        .filter(|breakpoint| rows.binary_search(&RowKey::Breakpoint(breakpoint.id)).is_ok())
-        .map(restore)
-        .collect();
-    if !deleted.is_empty() {
-        state.deleted.push(deleted);
-        let surplus = state.deleted.len().saturating_sub(UNDONE);
-        state.deleted.drain(..surplus);
-    }
-}
-
-fn undo(state: &mut UiState) -> Vec<Effect> {
-    match state.deleted.pop() {
-        Some(deleted) => deleted.into_iter().map(Effect::Send).collect(),
-        None => refuse(state, "undo: no breakpoint was deleted"),
-    }
-}
-
-fn on_rows(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<Effect> {
-    let rows = targets(state);
-    if action == Action::Delete {
-        remember(state, snapshot, &rows);
-    }
-    if rows.is_empty() {
-        let what = state.focus.title().to_lowercase();
-        state.notify(Severity::Info, format!("nothing is selected in the {what}"));
-    }
-    state.focused_mut().marks.clear();
-    let command = |row| match (action, row) {
-        (Action::Toggle, RowKey::Breakpoint(id)) => Some(Command::ToggleBreakpoint(id)),
-        (Action::Delete, RowKey::Breakpoint(id)) => Some(Command::RemoveBreakpoint(id)),
-        (Action::Delete, RowKey::Table(id)) => Some(Command::UnwatchAddress(id)),
-        (Action::InjectFault, RowKey::Fault(id)) => Some(Command::InjectFault(id)),
-        (Action::SuppressFault, RowKey::Fault(id)) => Some(Command::SuppressFault(id)),
-        (Action::RetryFault, RowKey::Fault(id)) => Some(Command::RetryFault(id)),
-        (Action::ClearFault, RowKey::Fault(id)) => Some(Command::ClearFault(id)),
-        _ => None,
-    };
-    rows.into_iter().filter_map(command).map(Effect::Send).collect()
 }
 
 fn detail(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
