@@ -3,43 +3,45 @@
 //! The only place that does I/O for the screen. It is generic over the backend that is drawn on and over the
 //! [`Console`] that keys come from, so that a run without a terminal is the same program. It never waits for the
 //! engine: commands go out by `try_send`, answers are collected when they are there.
+//!
+//! Start with [`Loop::run`]; what goes to the engine is in `commands`, what is done here in `effects`.
+
+mod commands;
+mod effects;
 
 use std::{
     collections::VecDeque,
     fmt::Display,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+pub use commands::leave;
 use crokey::KeyCombination;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SendTimeoutError, TryRecvError, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Select, TryRecvError};
 use crossterm::event::{Event, KeyEventKind, MouseEventKind};
 use ratatui::{
     Terminal,
-    backend::{Backend, TestBackend},
+    backend::Backend,
     layout::{Position, Rect},
 };
 
-use super::{
-    console::{Console, Input, Next, Situation},
-    export::{Exported, export},
-    history::History,
-    keymap::{self, Keymap},
-    logging,
-    saved::Saved,
-    screenshot::Shot,
-    themes::Themes,
-    update::{self, Draft, Effect, choose, hints, memory, mouse, popup},
-};
 use crate::{
+    app::{
+        console::{Console, Input, Next, Situation},
+        history::History,
+        keymap::{self, Keymap},
+        logging,
+        themes::Themes,
+        update::{self, Draft, hints, memory, mouse, popup},
+    },
     engine::{
-        command::{Answer, Command, Done, Engine, Request},
-        snapshot::{BreakpointState, Snapshot, Status},
+        command::{Answer, Command, Engine},
+        snapshot::{Snapshot, Status},
     },
     ui::{
         self, rows,
-        state::{Ask, Choice, Choose, Confirm, Popup, Severity, Then, UiState},
+        state::{Severity, UiState},
         theme::Theme,
     },
 };
@@ -50,14 +52,8 @@ const FRAME: Duration = Duration::from_millis(33);
 const TICK: Duration = Duration::from_millis(100);
 /// How long a script waits for an answer of the engine before it gives up.
 const ANSWER_BOUND: Duration = Duration::from_secs(60);
-/// How many commands may be under way; those of many marked rows wait for the first ones.
-const UNDER_WAY: usize = 64;
-/// How long the engine may take to leave the guest.
-const LEAVE_BOUND: Duration = Duration::from_secs(10);
 /// How often the file of a user's theme is looked at.
 const THEME_LOOK: Duration = Duration::from_secs(1);
-/// How long the engine may take to step aside before this process is stopped.
-const STAND_BY_BOUND: Duration = Duration::from_secs(3);
 /// What takes longer than this is told.
 const MOMENT: Duration = Duration::from_millis(200);
 
@@ -185,49 +181,6 @@ where
             self.draw_when_due()?;
             self.wait(wait);
             self.collect();
-        }
-    }
-
-    /// Brings back what was saved for this guest, once it is known which one it is.
-    fn restore_when_known(&mut self) {
-        let live = Arc::clone(self.history.live());
-        if self.restore != Restore::Wanted || matches!(live.status, Status::Attaching | Status::Lost) {
-            return;
-        }
-        self.restore = Restore::Done;
-        match Saved::read(&live) {
-            Ok(None) => self.state.notify(Severity::Info, "nothing is saved for this guest yet"),
-            Ok(Some(saved)) => {
-                saved.apply(&mut self.state);
-                if let Err(why) = self.themes.choose(saved.theme()) {
-                    self.state.notify(Severity::Warning, why);
-                }
-                for command in saved.commands(&live) {
-                    self.send(command, None);
-                }
-            }
-            Err(why) => {
-                self.restore = Restore::No;
-                self.state.notify(Severity::Error, why);
-            }
-        }
-        self.settle();
-    }
-
-    /// Keeps for the next run what the user has set; answers where, or says why not.
-    fn save(&mut self) -> Option<PathBuf> {
-        let live = self.history.live();
-        if live.status == Status::Attaching {
-            self.state.notify(Severity::Warning, "nothing to save yet: the engine is still on its way into the guest");
-            return None;
-        }
-        match Saved::of(&self.state, live, self.themes.name()).write(live) {
-            Ok(path) => Some(path),
-            Err(why) => {
-                tracing::warn!("{why}");
-                self.state.notify(Severity::Error, why);
-                None
-            }
         }
     }
 
@@ -373,41 +326,6 @@ where
         self.tick();
     }
 
-    /// Reads the theme's file again when it was written.
-    fn look_at_theme(&mut self) {
-        if !self.themes.is_from_file() || self.console.is_virtual() || self.looked.elapsed() < THEME_LOOK {
-            return;
-        }
-        self.looked = Instant::now();
-        if let Some(read) = self.themes.follow() {
-            self.theme_was_read(read);
-        }
-    }
-
-    fn theme_was_read(&mut self, read: Result<(), String>) {
-        match read {
-            Ok(()) => {
-                let text = format!("theme {}: read again", self.themes.name());
-                self.state.notify(Severity::Info, text);
-            }
-            Err(why) => self.state.notify(Severity::Error, format!("{why}; the theme stays as it was")),
-        }
-        self.settle();
-    }
-
-    /// Says what takes longer than a moment. A script has nobody to be told.
-    fn tell_progress(&mut self) {
-        let oldest = self.pending.first().filter(|oldest| oldest.since.elapsed() >= MOMENT);
-        let busy = oldest.filter(|_| !self.console.is_scripted()).map(|oldest| {
-            let tenths = oldest.since.elapsed().as_millis() / 100;
-            format!("{} ({}.{} s)", oldest.what, tenths / 10, tenths % 10)
-        });
-        if busy != self.state.busy {
-            self.state.busy = busy;
-            self.dirty = true;
-        }
-    }
-
     /// Whether the engine has published; notes its end.
     fn ping(&mut self) -> bool {
         if self.engine_ended {
@@ -526,179 +444,6 @@ where
         self.settle();
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Send(command) => self.send(command, None),
-                Effect::SendFrom(command, draft) => self.send(command, Some(draft)),
-                Effect::Copy(text) => self.console.copy(&text),
-                Effect::Freeze => self.history.freeze(),
-                Effect::Back => {
-                    if !self.history.back() {
-                        self.state.notify(Severity::Info, "there is no earlier picture");
-                    }
-                }
-                Effect::Forward => self.history.forward(),
-                Effect::FarBack => {
-                    if !self.history.far_back() {
-                        self.state.notify(Severity::Info, "there is no earlier picture");
-                    }
-                }
-                Effect::FarForward => self.history.far_forward(),
-                Effect::Redraw => self.redraw(Ok(true)),
-                Effect::Suspend => self.suspend(),
-                Effect::ChooseTheme => {
-                    let (items, name) = (self.themes.list(), self.themes.name().to_owned());
-                    let chosen = items.iter().position(|(item, _)| *item == name).unwrap_or(0);
-                    let (title, does) = ("Theme".into(), "keep".into());
-                    let choice = Choice::Theme(name);
-                    self.state.popups.push(Popup::Choose(Choose { choice, title, items, chosen, does }));
-                }
-                Effect::Theme(name) => {
-                    if let Err(why) = self.themes.choose(&name) {
-                        self.state.notify(Severity::Error, format!("{why}; the theme stays as it was"));
-                    }
-                }
-                Effect::ReloadTheme => {
-                    let read = self.themes.reload();
-                    self.theme_was_read(read);
-                }
-                Effect::Export { file, overwrite } => self.export(file, overwrite),
-                Effect::SaveState => {
-                    if let Some(path) = self.save() {
-                        let text = format!("saved to {}; start with --restore to have it back", path.display());
-                        self.state.notify(Severity::Info, text);
-                    }
-                }
-                Effect::Leave => self.ended = Some(Ok(Ended::Done)),
-            }
-        }
-    }
-
-    /// Goes to the shell for a while. While this process is stopped nobody answers the guest, so the engine steps aside
-    /// first; where it cannot, nothing is stopped.
-    fn suspend(&mut self) {
-        let live = !self.engine_ended && !self.console.is_scripted();
-        let set = self.history.live().breakpoints.iter().any(|row| row.state == BreakpointState::Active);
-        let aside = if live { self.stand_by() } else { Ok(()) };
-        match aside {
-            Ok(()) => {
-                // What is out of the guest is shown so, until it is back.
-                self.digest();
-                let note = match self.history.live().status {
-                    Status::Paused => "vmscope is stopped and the guest stays paused; fg comes back",
-                    _ if set => "vmscope is stopped and its breakpoints are out of the guest; fg puts them back",
-                    _ => "",
-                };
-                let suspended = self.console.suspend(note);
-                self.redraw(suspended);
-            }
-            Err(why) => self.state.notify(Severity::Error, format!("vmscope is not stopped: {why}")),
-        }
-        if live {
-            self.send(Command::ComeBack, None);
-        }
-    }
-
-    /// Waits until the engine has stepped aside.
-    fn stand_by(&mut self) -> Result<(), String> {
-        let until = Instant::now() + STAND_BY_BOUND;
-        let late = || "the engine is busy, and the guest would hang at the next breakpoint; try again".to_owned();
-        let (answer, answered) = bounded(1);
-        match self.engine.requests.send_deadline(Request { command: Command::StandBy, answer }, until) {
-            Ok(()) => {}
-            Err(SendTimeoutError::Timeout(_)) => return Err(late()),
-            // An engine that has ended has left the guest.
-            Err(SendTimeoutError::Disconnected(_)) => return Ok(()),
-        }
-        match answered.recv_deadline(until) {
-            Ok(answer) => answer.map(|_| ()),
-            Err(RecvTimeoutError::Timeout) => Err(late()),
-            Err(RecvTimeoutError::Disconnected) => Ok(()),
-        }
-    }
-
-    /// Writes the panes as they are, without what lies above them, to a file.
-    fn export(&mut self, file: String, overwrite: bool) {
-        let notices = std::mem::take(&mut self.state.notices);
-        let (columns, rows) = self.state.size;
-        let Ok(mut terminal) = Terminal::new(TestBackend::new(columns, rows));
-        let (shown, state, theme) = (&self.shown, &self.state, self.themes.theme());
-        let Ok(_) = terminal.draw(|frame| ui::render(frame, shown, state, theme));
-        let exported = export(&file, overwrite, &Shot { buffer: terminal.backend().buffer(), snapshot: shown, theme });
-        self.state.notices = notices;
-        match exported {
-            Ok(Exported::Written(path)) => self.state.notify(Severity::Info, format!("wrote {}", path.display())),
-            Ok(Exported::Exists(path)) => self.state.popups.push(Popup::Confirm(Confirm {
-                title: "Overwrite".into(),
-                text: format!("{} is there already. What is in it will be lost.", path.display()),
-                yes: "overwrite".into(),
-                no: "keep".into(),
-                chosen_yes: false,
-                then: Then::Overwrite(file),
-            })),
-            Err(why) => {
-                let question = choose::file_question(file);
-                self.state.popups.push(Popup::Ask(Ask { error: Some(why), ..question }));
-            }
-        }
-    }
-
-    /// Sends a command without waiting; its answer becomes a notice. The engine has logged it.
-    fn send(&mut self, command: Command, draft: Option<Box<Draft>>) {
-        self.outbox.push_back((command, draft));
-        self.flush();
-    }
-
-    /// Hands the engine what waits, as far as it takes more.
-    fn flush(&mut self) {
-        while self.pending.len() < UNDER_WAY
-            && let Some((command, draft)) = self.outbox.pop_front()
-        {
-            let (answer, receiver) = bounded(1);
-            let what = doing(&command);
-            match self.engine.requests.try_send(Request { command, answer }) {
-                Ok(()) => self.pending.push(Pending { what, answer: receiver, draft, since: Instant::now() }),
-                Err(TrySendError::Full(request)) if !self.pending.is_empty() => {
-                    self.outbox.push_front((request.command, draft));
-                    return;
-                }
-                Err(TrySendError::Full(_)) => {
-                    self.state
-                        .notify(Severity::Warning, "the engine is busy and takes no more commands now; try again");
-                }
-                Err(TrySendError::Disconnected(_)) => {
-                    self.outbox.clear();
-                    let what = "the engine has ended and takes no commands; quit and start vmscope again";
-                    self.state.notify(Severity::Error, what);
-                }
-            }
-        }
-    }
-
-    fn answer(&mut self, answer: Answer, draft: Option<Box<Draft>>) {
-        match answer {
-            Ok(Done::Quiet) => {}
-            Ok(Done::Said(text) | Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
-                self.notify_logged(Severity::Info, text);
-            }
-            Ok(Done::Found(found, more)) => {
-                let effects = memory::found(&mut self.state, found, more);
-                self.carry_out(effects);
-            }
-            Err(why) => {
-                if let (Some(draft), true) = (draft, self.state.popups.is_empty()) {
-                    let Draft(mut dialog) = *draft;
-                    dialog.error = Some(why);
-                    self.state.popups.push(Popup::Add(dialog));
-                } else {
-                    self.notify_logged(Severity::Error, why);
-                }
-            }
-        }
-        self.settle();
-    }
-
     /// Forgets what the terminal shows, so that the next frame writes every cell.
     fn redraw(&mut self, needed: Result<bool, String>) {
         match needed {
@@ -732,49 +477,4 @@ where
         self.drawn = Some(Instant::now());
         drawn.map_err(|error| format!("cannot draw on the terminal: {error}"))
     }
-}
-
-/// What the engine does for a command, in words.
-const fn doing(command: &Command) -> &'static str {
-    match command {
-        Command::AddBreakpoint { .. } | Command::ToggleBreakpoint(_) | Command::RemoveBreakpoint(_) => {
-            "changing a breakpoint"
-        }
-        Command::WatchAddress { .. } | Command::UnwatchAddress(_) => "changing what is watched",
-        Command::Pause | Command::Resume => "waiting for the guest's processors",
-        Command::Step(_) => "stepping",
-        Command::Inspect(_) => "reading the guest",
-        Command::Search { .. } => "searching the guest's memory",
-        Command::Refresh => "reading everything again",
-        _ => "waiting for the engine",
-    }
-}
-
-/// Lets the engine take everything out of the guest and end.
-///
-/// # Errors
-/// A sentence when it could not, or does not end in time.
-pub fn leave(engine: &Engine) -> Result<(), String> {
-    let until = Instant::now() + LEAVE_BOUND;
-    let (answer, answered) = bounded(1);
-    match engine.requests.send_deadline(Request { command: Command::Quit, answer }, until) {
-        // An engine that has ended by itself has left the guest already.
-        Ok(()) | Err(SendTimeoutError::Disconnected(_)) => {}
-        Err(SendTimeoutError::Timeout(_)) => return Err(stuck()),
-    }
-    loop {
-        match engine.changed.recv_deadline(until) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => return Err(stuck()),
-        }
-    }
-    answered.try_recv().ok().map_or(Ok(()), |answer| answer.map(|_| ()))
-}
-
-fn stuck() -> String {
-    let bound = LEAVE_BOUND.as_secs();
-    format!(
-        "the engine did not leave the guest within {bound} s; look at the guest, breakpoints may still be set in it"
-    )
 }
