@@ -97,6 +97,7 @@ fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
             ..AddDialog::new(Purpose::Watch)
         }),
     );
+    with("add-page", Popup::Add(AddDialog::new(Purpose::Page)));
     with("sort", Popup::Sort { pane: PaneId::Processes, chosen: 2 });
     with(
         "quit",

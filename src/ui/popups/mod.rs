@@ -216,7 +216,7 @@ fn place(screen: Rect, sheet: &Sheet) -> Rect {
 
 /// The room within a box.
 fn inner(area: Rect) -> Rect {
-    if area.width < 8 || area.height < 4 {
+    if area.width < 8 || area.height < 3 {
         return area;
     }
     Rect { x: area.x + 2, y: area.y + 1, width: area.width - 4, height: area.height - 2 }
@@ -237,7 +237,7 @@ fn open(pen: &mut Pen<'_>, area: Rect, title: &str) -> Rect {
 
 /// Keys of a popup in which text is typed, on its lower border.
 fn keys_below(pen: &mut Pen<'_>, area: Rect, keys: &[(&str, &str)]) {
-    if area.height < 4 || area.width < 8 {
+    if area.height < 3 || area.width < 8 {
         return;
     }
     let bar = Rect { x: area.x + 2, y: area.bottom() - 1, width: area.width - 4, height: 1 };
