@@ -122,6 +122,20 @@ fn files_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
     assert_eq!(ours, theirs);
 }
 
+/// The kernel's clock ticks in seconds, and stands still while all is idle.
+fn clocks_agree(guest: &mut Guest, eyes: &Eyes) {
+    let mut uptime = || -> f64 {
+        let text = guest.sh("cat /proc/uptime");
+        text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).expect("seconds")
+    };
+    let before = uptime();
+    eyes.core.flush_gfn_cache();
+    eyes.core.flush_v2p_cache();
+    let ours = eyes.os.uptime_ns(VmiSession::new(&eyes.core, &eyes.os)).expect("the kernel's clock") as f64 / 1e9;
+    let after = uptime();
+    assert!(before - 2.0 < ours && ours < after, "{before} {ours} {after}");
+}
+
 fn details_agree(kernel: &'static str, cpu: &'static str) {
     let Some(mut guest) = Guest::boot(&Options { kernel, cpu, plain: true, ..Options::default() }) else { return };
     let work = guest.sh("command -v work").trim().to_owned();
@@ -134,6 +148,7 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     let detail = eyes.detail(job.pid);
     assert_eq!(detail.command_line.as_deref(), Some(format!("{work} threads 7").as_str()));
     credentials_agree(&mut guest, &detail, job.pid);
+    clocks_agree(&mut guest, &eyes);
     assert_eq!(credential(&detail, "uid"), "1234");
     regions_agree(&mut guest, &detail, job.pid);
     files_agree(&mut guest, &detail, job.pid);

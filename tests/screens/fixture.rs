@@ -242,6 +242,7 @@ pub fn snapshot() -> Snapshot {
             vcpus: 2,
             memory_bytes: 512 << 20,
             paging_levels: 4,
+            booted_at_ns: None,
         }),
         vcpus: Part::new(
             (0..2)

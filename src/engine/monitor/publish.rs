@@ -109,6 +109,20 @@ impl Publisher {
         self.current.notice = None;
     }
 
+    /// Takes note of when the guest booted. Its clock ticks in seconds, so less than two of them are no news.
+    pub(super) fn set_booted(&mut self, at_ns: Option<i64>) {
+        let old = self.current.guest.booted_at_ns;
+        let is_same = match (old, at_ns) {
+            (Some(old), Some(new)) => old.abs_diff(new) < 2_000_000_000,
+            (old, new) => old == new,
+        };
+        if !is_same {
+            let mut guest = Guest::clone(&self.current.guest);
+            guest.booted_at_ns = at_ns;
+            self.current.guest.set(guest);
+        }
+    }
+
     pub(super) fn set_notice(&mut self, notice: Option<Arc<str>>) {
         self.current.notice = notice;
     }

@@ -90,6 +90,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             vcpus: info.vcpus,
             memory_bytes: info.memory_bytes,
             paging_levels: vmi.paging_levels(),
+            booted_at_ns: None,
         };
         self.publisher.describe(guest, capabilities, unavailable, os.symbols());
     }
@@ -113,6 +114,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             self.forget_ended(vmi);
         }
         self.publisher.set_processes(list.processes, list.truncated);
+        let uptime = vmi.underlying_os().uptime_ns(vmi);
+        self.publisher.set_booted(uptime.and_then(|up| i64::try_from(i128::from(now(vmi)) - i128::from(up)).ok()));
     }
 
     fn tell_hidden_threads(&mut self, vmi: VmiSession<'_, D, Os>, processes: &[Process], hidden: &[(u32, u32)]) {

@@ -90,6 +90,12 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
     /// When the head of the list cannot be read.
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError>;
 
+    /// How long the guest has been up, in nanoseconds, by the clock that its processes' start times count on; `None` where
+    /// that is not read.
+    fn uptime_ns(&self, _vmi: VmiSession<'_, Driver, Self>) -> Option<u64> {
+        None
+    }
+
     /// The process that runs on the vCPU whose registers the state has; `None` where the kernel is not far enough.
     ///
     /// # Errors

@@ -174,6 +174,13 @@ impl Snapshot {
         Err(reason.unwrap_or("not supported by this driver"))
     }
 
+    /// How long a process has been there, in nanoseconds. Without the guest's own clock the snapshot's is taken for it.
+    pub fn age_ns(&self, process: &Process) -> u64 {
+        let booted = i128::from(self.guest.booted_at_ns.unwrap_or(0));
+        let age = i128::from(self.taken_at_ns) - booted - i128::from(process.start_ns);
+        u64::try_from(age.max(0)).unwrap_or(u64::MAX)
+    }
+
     /// A counter by its JSON name, as `wait:NAME>=N` and `--until` use it.
     pub fn counter(&self, name: &str) -> Option<u64> {
         let c = &self.counters;
@@ -222,6 +229,9 @@ pub struct Guest {
     pub memory_bytes: u64,
     /// 4 or 5; 0 while not known.
     pub paging_levels: u8,
+    /// When it booted, nanoseconds on the snapshot's clock, negative for a guest that was there before; `None` where
+    /// its kernel's own clock is not read.
+    pub booted_at_ns: Option<i64>,
 }
 
 /// One virtual CPU.

@@ -45,7 +45,7 @@ pub(super) fn cell<'a>(
         Column::Uid => process.uid.map_or_else(|| nothing(pen), |uid| Cell::new(uid.to_string(), theme.muted)),
         Column::Root => hex_cell(pen, process.root.map(|root| root.0), theme.muted),
         Column::Threads => Cell::new(process.threads.to_string(), plain),
-        Column::Time => Cell::new(format::span(snapshot.taken_at_ns.saturating_sub(process.start_ns)), theme.muted),
+        Column::Time => Cell::new(format::span(snapshot.age_ns(process)), theme.muted),
         Column::Flags => {
             let words: Vec<&str> = process.flags.iter().map(|&flag| flag_word(flag)).collect();
             Cell::new(words.join(" "), plain)

@@ -68,11 +68,8 @@ fn identity(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     let root = process.root.map_or_else(|| "none: it runs in the kernel".to_owned(), |root| format!("{:x}", root.0));
     sheet.field("root", &root, theme.number);
     sheet.field("object", &format::Address(process.object.0).to_string(), theme.address);
-    let started = format!(
-        "{} after boot, {} ago",
-        format::span(process.start_ns),
-        format::span(snapshot.taken_at_ns.saturating_sub(process.start_ns))
-    );
+    let started =
+        format!("{} after boot, {} ago", format::span(process.start_ns), format::span(snapshot.age_ns(process)));
     sheet.field("started", &started, theme.symbol);
     let running: Vec<String> = snapshot
         .vcpus

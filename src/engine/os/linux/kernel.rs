@@ -34,6 +34,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         self.core.read_u32((va, self.os.root))
     }
 
+    /// How long the kernel has been up (`CLOCK_BOOTTIME`), in nanoseconds, by its last tick.
+    pub(super) fn uptime_ns(&self) -> Option<u64> {
+        let clock = self.os.layout.clock.as_ref()?;
+        let keeper = self.os.symbols.lookup("tk_core")?;
+        let word = |offset| self.core.read_u64((keeper + offset, self.os.root)).ok();
+        word(clock.seconds)?.checked_mul(1_000_000_000)?.checked_add(word(clock.to_boot)?)
+    }
+
     /// A pointer.
     pub(super) fn pointer(&self, va: Va) -> Result<Va, VmiError> {
         self.core.read_va64((va, self.os.root))

@@ -137,6 +137,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
         self.kernel(vmi.core()).processes()
     }
 
+    fn uptime_ns(&self, vmi: VmiSession<'_, Driver, Self>) -> Option<u64> {
+        self.kernel(vmi.core()).uptime_ns()
+    }
+
     fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
         self.kernel(vmi.core()).current(vmi.registers())
     }

@@ -108,6 +108,23 @@ impl Pids {
     }
 }
 
+/// The kernel's clocks, in the variable `tk_core` (`kernel/time/timekeeping.c`).
+pub(super) struct Clock {
+    /// `timekeeper.ktime_sec`: seconds of `CLOCK_MONOTONIC`, from the start of `tk_core` on.
+    pub(super) seconds: u64,
+    /// `timekeeper.offs_boot`: what `CLOCK_BOOTTIME` is ahead, nanoseconds.
+    pub(super) to_boot: u64,
+}
+
+impl Clock {
+    /// Up to 6.12 `tk_core` has no name for its type: a sequence counter of four bytes, then the timekeeper.
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        let timekeeper = facts.at("tk_data", "timekeeper").unwrap_or(8);
+        let member = |name| Some(timekeeper.wrapping_add(facts.at("timekeeper", name)?));
+        Some(Self { seconds: member("ktime_sec")?, to_boot: member("offs_boot")? })
+    }
+}
+
 /// The tasks that want to run on a CPU (`struct rq` in `kernel/sched/sched.h`).
 pub(super) struct RunQueue {
     /// `rq.cfs_tasks`.
@@ -236,6 +253,7 @@ pub(super) struct Layout {
     pub(super) seccomp: Option<u64>,
     pub(super) namespaces: Option<Namespaces>,
     pub(super) system_calls: Option<SystemCalls>,
+    pub(super) clock: Option<Clock>,
 }
 
 impl Layout {
@@ -275,6 +293,7 @@ impl Layout {
             seccomp: facts.at("task_struct", "seccomp.mode"),
             namespaces: Namespaces::new(facts),
             system_calls: SystemCalls::new(facts),
+            clock: Clock::new(facts),
         })
     }
 }
