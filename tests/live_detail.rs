@@ -6,47 +6,24 @@ mod live;
 use indexmap::IndexSet;
 use live::{
     dashboard::Dashboard,
+    eyes::Eyes,
     guest::{Guest, Options},
 };
 use vmscope::engine::{
-    addr::VcpuId,
     command::{Command, Target},
-    driver::qemu::{QemuDriver, QemuOptions},
-    os::{VmiOs, linux::LinuxOs},
-    session::{VmiCore, VmiProber, VmiSession},
+    os::VmiOs,
+    session::VmiProber,
     snapshot::{ProcessDetail, Scope},
     worker::StartOptions,
 };
 
-/// A guest and the engine's eyes on it.
-struct Eyes {
-    core: VmiCore<QemuDriver>,
-    os: LinuxOs,
-}
-
-impl Eyes {
-    fn on(guest: &Guest) -> Self {
-        let options = QemuOptions {
-            qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
-            guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
-            ..QemuOptions::default()
-        };
-        let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
-        let registers = core.registers(VcpuId(0)).expect("registers");
-        let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
-        Self { core, os }
-    }
-
-    fn detail(&self, pid: i32) -> ProcessDetail {
-        self.core.flush_gfn_cache();
-        self.core.flush_v2p_cache();
-        let session = VmiSession::new(&self.core, &self.os);
-        let list = self.os.processes(session).expect("a process list").processes;
-        let process = list.into_iter().find(|process| process.pid == pid as u32).expect("the process");
-        let detail = self.os.process_detail(session, &process, &VmiProber::new(&IndexSet::new())).expect("a detail");
-        assert!(detail.truncated.is_empty() && detail.unavailable.is_empty(), "{detail:?}");
-        detail
-    }
+fn detail_of(eyes: &Eyes, pid: i32) -> ProcessDetail {
+    let list = eyes.processes().processes;
+    let process = list.into_iter().find(|process| process.pid == pid as u32).expect("the process");
+    let prober = VmiProber::new(&IndexSet::new());
+    let detail = eyes.os.process_detail(eyes.fresh(), &process, &prober).expect("a detail");
+    assert!(detail.truncated.is_empty() && detail.unavailable.is_empty(), "{detail:?}");
+    detail
 }
 
 fn credential<'a>(detail: &'a ProcessDetail, name: &str) -> &'a str {
@@ -129,9 +106,7 @@ fn clocks_agree(guest: &mut Guest, eyes: &Eyes) {
         text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).expect("seconds")
     };
     let before = uptime();
-    eyes.core.flush_gfn_cache();
-    eyes.core.flush_v2p_cache();
-    let ours = eyes.os.uptime_ns(VmiSession::new(&eyes.core, &eyes.os)).expect("the kernel's clock") as f64 / 1e9;
+    let ours = eyes.os.uptime_ns(eyes.fresh()).expect("the kernel's clock") as f64 / 1e9;
     let after = uptime();
     assert!(before - 2.0 < ours && ours < after, "{before} {ours} {after}");
 }
@@ -145,7 +120,7 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     guest.sh("until grep -qs :1E61 /proc/net/tcp /proc/net/tcp6; do :; done");
     let eyes = Eyes::on(&guest);
 
-    let detail = eyes.detail(job.pid);
+    let detail = detail_of(&eyes, job.pid);
     assert_eq!(detail.command_line.as_deref(), Some(format!("{work} threads 7").as_str()));
     credentials_agree(&mut guest, &detail, job.pid);
     clocks_agree(&mut guest, &eyes);
@@ -159,14 +134,14 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     assert!(detail.threads.iter().all(|thread| !thread.hidden));
     assert!(detail.modules.iter().any(|module| module.name == work), "{:?}", detail.modules);
 
-    let detail = eyes.detail(net.pid);
+    let detail = detail_of(&eyes, net.pid);
     files_agree(&mut guest, &detail, net.pid);
     let socket = detail.handles.iter().find(|(_, text)| text.starts_with("socket:")).expect("it listens");
     assert!(socket.1.contains(" tcp ") && socket.1.ends_with(":7777 listening"), "{socket:?}");
     credentials_agree(&mut guest, &detail, net.pid);
 
     // The kernel's own threads: no command line, no regions, the kernel's modules.
-    let kthreadd = eyes.detail(2);
+    let kthreadd = detail_of(&eyes, 2);
     assert_eq!((kthreadd.command_line.as_deref(), kthreadd.regions.len()), (Some(""), 0));
     let modules = guest.sh("cat /proc/modules");
     let theirs: Vec<&str> = modules.lines().filter_map(|line| line.split(' ').next()).collect();

@@ -3,15 +3,15 @@
 mod live;
 
 use indexmap::IndexSet;
-use live::guest::{Guest, Options};
+use live::{
+    eyes::Eyes,
+    guest::{Guest, Options},
+};
 use vmscope::engine::{
-    addr::{Pa, Va, VcpuId},
-    driver::qemu::{QemuDriver, QemuOptions},
-    os::{
-        VmiOs,
-        linux::{LinuxOs, btf::Btf},
-    },
-    session::{VmiCore, VmiProber, VmiSession},
+    addr::{Pa, Va},
+    driver::qemu::QemuDriver,
+    os::{VmiOs, linux::btf::Btf},
+    session::{VmiCore, VmiProber},
     snapshot::{Process, ProcessFlag},
 };
 
@@ -28,25 +28,15 @@ fn list_offset(core: &VmiCore<QemuDriver>, root: Pa, processes: &[Process]) -> u
 fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
     let Some(mut guest) = Guest::boot(&Options { kernel, cpu, plain: true, ..Options::default() }) else { return };
     let job = guest.start("work hostile-name");
-    let options = QemuOptions {
-        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
-        guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
-        ..QemuOptions::default()
-    };
-    let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
+    let eyes = Eyes::on(&guest);
+    let Eyes { core, os } = &eyes;
     let paused = core.pause_guard().expect("a pause");
-    let registers = core.registers(VcpuId(0)).expect("registers");
-    let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
-    let list = || {
-        core.flush_gfn_cache();
-        core.flush_v2p_cache();
-        os.processes(VmiSession::new(&core, &os)).expect("a process list").processes
-    };
+    let list = || eyes.processes().processes;
     let before = list();
     assert!(before.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
     let at = before.iter().position(|process| process.pid == job.pid as u32).expect("the job");
-    let root = VmiOs::<QemuDriver>::kernel_root(&os);
-    let offset = list_offset(&core, root, &before);
+    let root = VmiOs::<QemuDriver>::kernel_root(os);
+    let offset = list_offset(core, root, &before);
     let victim = before.get(at).expect("the job").object + offset;
     let next = core.read_u64((victim, root)).expect("its successor");
     let previous = core.read_u64((victim + 8, root)).expect("its predecessor");
@@ -67,7 +57,7 @@ fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
     core.write_u64((Va(next) + 8, root), victim.0).expect("a write");
     assert!(list().iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
     drop(paused);
-    drop(core);
+    drop(eyes);
     guest.end(job);
     assert_eq!(guest.sh("echo runs"), "runs\n");
 }
@@ -76,33 +66,24 @@ fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
 fn hidden_thread_is_found(kernel: &'static str) {
     let Some(mut guest) = Guest::boot(&Options { kernel, plain: true, ..Options::default() }) else { return };
     let job = guest.start("work threads 5");
-    let options = QemuOptions {
-        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
-        guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
-        ..QemuOptions::default()
-    };
-    let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
+    let eyes = Eyes::on(&guest);
+    let Eyes { core, os } = &eyes;
     let paused = core.pause_guard().expect("a pause");
-    let registers = core.registers(VcpuId(0)).expect("registers");
-    let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
     let threads = || {
-        core.flush_gfn_cache();
-        core.flush_v2p_cache();
-        let session = VmiSession::new(&core, &os);
-        let list = os.processes(session).expect("a process list");
+        let list = eyes.processes();
         let (list, hidden) = (list.processes, list.hidden_threads);
         assert!(list.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
         let process = list.into_iter().find(|process| process.pid == job.pid as u32).expect("the job");
-        let detail = os.process_detail(session, &process, &VmiProber::new(&IndexSet::new())).expect("a detail");
+        let detail = os.process_detail(eyes.fresh(), &process, &VmiProber::new(&IndexSet::new())).expect("a detail");
         let own = detail.threads.iter().filter(|thread| thread.hidden).map(|thread| (job.pid as u32, thread.tid));
         assert_eq!(hidden, own.collect::<Vec<_>>(), "the list of all tells of it, too");
         detail.threads
     };
     let before = threads();
     assert!(before.len() == 6 && before.iter().all(|thread| !thread.hidden), "{before:?}");
-    let root = VmiOs::<QemuDriver>::kernel_root(&os);
+    let root = VmiOs::<QemuDriver>::kernel_root(os);
     // Up to 6.6 a thread is in two lists, and `/proc` goes by the one that we do not.
-    let symbols = VmiOs::<QemuDriver>::symbols(&os);
+    let symbols = VmiOs::<QemuDriver>::symbols(os);
     let [start, stop] = ["__start_BTF", "__stop_BTF"].map(|name| symbols.lookup(name).expect("type information"));
     let mut types = vec![0; (stop - start) as usize];
     core.read((start, root), &mut types).expect("it is there");
@@ -126,7 +107,7 @@ fn hidden_thread_is_found(kernel: &'static str) {
         assert_eq!(threads(), before);
     }
     drop(paused);
-    drop(core);
+    drop(eyes);
     guest.end(job);
     assert_eq!(guest.sh("echo runs"), "runs\n");
 }
@@ -136,28 +117,19 @@ fn hidden_thread_is_found(kernel: &'static str) {
 fn nothing_hides_in_a_busy_guest() {
     let Some(mut guest) = Guest::boot(&Options { smp: 2, plain: true, ..Options::default() }) else { return };
     let jobs = [guest.start("work churn 0"), guest.start("work threads 20")];
-    let options = QemuOptions {
-        qmp: Some(format!("unix:{}", guest.qmp_socket().display())),
-        guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
-        ..QemuOptions::default()
-    };
-    let core = QemuDriver::attach(options).and_then(VmiCore::new).expect("the guest can be attached to");
-    let registers = core.registers(VcpuId(0)).expect("registers");
-    let os = LinuxOs::detect(&core, &registers, None).expect("a kernel");
+    let eyes = Eyes::on(&guest);
     let mut ids = std::collections::HashSet::new();
     for _ in 0..300 {
-        core.flush_gfn_cache();
-        core.flush_v2p_cache();
-        let list = os.processes(VmiSession::new(&core, &os)).expect("a process list");
+        let list = eyes.processes();
         assert!(list.hidden_threads.is_empty(), "{:?}", list.hidden_threads);
         let hidden: Vec<_> =
             list.processes.iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden)).collect();
         assert!(hidden.is_empty(), "{hidden:?}");
         ids.extend(list.processes.iter().map(|process| process.pid));
     }
-    let last = os.processes(VmiSession::new(&core, &os)).expect("a process list").processes.len();
+    let last = eyes.processes().processes.len();
     assert!(ids.len() > last + 5, "processes came and went: {} of {last}", ids.len());
-    drop(core);
+    drop(eyes);
     jobs.into_iter().for_each(|job| guest.end(job));
     assert_eq!(guest.sh("echo runs"), "runs\n");
 }

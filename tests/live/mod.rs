@@ -1,10 +1,11 @@
 //! What the live tests share: a real Linux guest in a real QEMU.
 //!
 //! `guest` boots one with `scripts/guest`, runs commands in it over its serial console and reads their exact output.
-//! It knows nothing of
-//! vmscope: what it says about the guest comes from the guest. `dashboard` is the program at such a guest. Start at [`guest::Guest::boot`].
+//! It knows nothing of vmscope: what it says about the guest comes from the guest. `dashboard` is the program at such a
+//! guest, `eyes` the engine without it. Start at [`guest::Guest::boot`].
 
 #![allow(dead_code, reason = "every test uses its part")]
 
 pub mod dashboard;
+pub mod eyes;
 pub mod guest;
