@@ -229,6 +229,28 @@ fn a_thread_that_one_side_only_knows_is_hidden() {
     assert!(hidden(&processes(&machine, &os)).is_empty(), "the process itself hides from nobody");
 }
 
+/// Nobody is called hidden in the midst of a change of the lists.
+#[test]
+fn what_is_listed_just_now_hides_from_nobody() {
+    let machine = Machine::new(Options::default());
+    let init = machine.spawn(INIT);
+    let shell = machine.spawn(SHELL);
+    let thread = machine.add_thread(init, 9, "worker");
+    let os = attach(&machine);
+    machine.unlink(shell);
+    machine.unlink_thread(init, thread);
+    let found = || {
+        let list = processes(&machine, &os);
+        let threads = detail(&machine, &os, 1).0.threads.iter().filter(|thread| thread.hidden).count();
+        (hidden(&list).len(), list.hidden_threads.len(), threads)
+    };
+    // Free, readers in it, a writer that waits for them, and one that has it.
+    for (lock, is_held) in [(0, false), (0x200, false), (0x300, false), (0xff, true), (0x1ff, true)] {
+        machine.poke32(Machine::TASK_LIST_LOCK, lock);
+        assert_eq!(found(), if is_held { (0, 0, 0) } else { (1, 1, 1) }, "{lock:#x}");
+    }
+}
+
 #[test]
 fn a_process_that_left_list_and_ids_is_known_by_its_threads() {
     let machine = Machine::new(Options::default());

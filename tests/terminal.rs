@@ -317,7 +317,10 @@ fn an_exported_screen_is_a_file_and_never_over_another_by_accident() {
 fn ctrl_z_gives_the_terminal_to_the_shell_until_fg() {
     let mut session = dashboard();
     session.press("\x1a");
-    session.wait("the terminal is given back", |session| !session.screen.screen().alternate_screen());
+    // The modes come last, after all that is written.
+    session.wait("the terminal is given back", |session| {
+        !session.screen.screen().alternate_screen() && canonical(session.master.as_ref())
+    });
     session.is_restored();
     let until = Instant::now() + BOUND;
     while !session.screen.screen().alternate_screen() {

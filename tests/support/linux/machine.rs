@@ -213,6 +213,7 @@ pub fn symbols(text: Va, form: Form) -> Vec<(String, Va)> {
         ("sys_call_table", at(SYSTEM_CALLS)),
         ("__syscall_meta__openat", at(Machine::OPENAT_FACTS)),
         ("init_pid_ns", at(VARIABLES) + 0x100),
+        ("tasklist_lock", at(Machine::TASK_LIST_LOCK)),
         ("init_top_pgt", at(TOP_TABLES)),
         ("level2_kernel_pgt", at(TOP_TABLES) + 0x2000),
     ];
@@ -226,6 +227,8 @@ impl Machine {
     pub const MODULES: Va = Va(VARIABLES.0 + 0x20);
     pub const MODULE_SET: Va = Va(VARIABLES.0 + 0x28);
     pub const MODULE_TREE: Va = Va(VARIABLES.0 + 0x30);
+    /// The lock of the lists of tasks.
+    pub const TASK_LIST_LOCK: Va = Va(VARIABLES.0 + 0x80);
     /// What is traced of the only system call, and the function that serves it.
     pub const OPENAT_FACTS: Va = Va(VARIABLES.0 + 0x700);
     pub const OPENAT: Va = Va(TEXT.0 + 0xe100);

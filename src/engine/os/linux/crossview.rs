@@ -3,11 +3,16 @@
 //! A process that was taken out of the list still runs: it has an id in the table of the first pid namespace (an IDR, which
 //! is an xarray: `lib/xarray.c`), and it is the current task of a CPU or waits for one. Whatever only one side knows is
 //! hidden. The guest runs while we look, and processes come and go; so a difference counts only if it is still there when
-//! everything is read a second time.
+//! everything is read a second time. The kernel changes both sides in one hold of `tasklist_lock`, in the midst of which a
+//! vCPU may be without a core for long: between the two times the lock must have been seen free.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, thread};
 
-use super::{bytes::u64_at, kernel::Kernel, tasks::TaskRecord};
+use super::{
+    bytes::u64_at,
+    kernel::Kernel,
+    tasks::{Identity, TaskRecord},
+};
 use crate::engine::{addr::Va, arch::amd64::Amd64, driver::VmiRead, error::VmiError};
 
 /// Entries of a node of an xarray (`XA_CHUNK_SIZE`).
@@ -18,6 +23,10 @@ const MOST_NODES: usize = 1 << 15;
 const MOST_IDS: usize = 1 << 18;
 /// Tasks of one run queue that are looked at at most.
 const MOST_QUEUED: usize = 4096;
+/// How often the lock of the lists is looked at until it is free.
+const MOST_LOOKS: usize = 1000;
+/// `_QW_LOCKED` in `include/asm-generic/qrwlock.h`: the byte of a `rwlock_t` that says that a writer holds it.
+const QW_LOCKED: u32 = 0xff;
 /// `PIDTYPE_PID` and `PIDTYPE_TGID`: the lists of an id's threads and of its processes, in `include/linux/pid_types.h`.
 const PIDTYPE_PID: u64 = 0;
 const PIDTYPE_TGID: u64 = 1;
@@ -48,6 +57,10 @@ impl Processes {
     fn has_differences(&self) -> bool {
         !self.unlisted.is_empty() || !self.without_id.is_empty()
     }
+
+    fn without_id(&self) -> impl Iterator<Item = Identity> {
+        self.listed.iter().filter(|task| self.without_id.contains(&task.object)).map(TaskRecord::identity)
+    }
 }
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
@@ -57,13 +70,28 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         if !first.has_differences() {
             return Ok(first);
         }
-        self.core.flush_gfn_cache();
-        self.core.flush_v2p_cache();
+        let settled = self.lists_settle();
         let mut second = self.both_sides()?;
-        let suspects: HashSet<Va> = first.unlisted.iter().map(|task| task.object).collect();
-        second.unlisted.retain(|task| suspects.contains(&task.object));
-        second.without_id.retain(|object| first.without_id.contains(object));
+        let suspects: HashSet<Identity> = first.unlisted.iter().map(TaskRecord::identity).collect();
+        second.unlisted.retain(|task| settled && suspects.contains(&task.identity()));
+        let suspects: HashSet<Identity> = first.without_id().collect();
+        let lasting = second.without_id().filter(|identity| settled && suspects.contains(identity));
+        second.without_id = lasting.map(|identity| identity.object).collect();
         Ok(second)
+    }
+
+    /// Waits until nobody changes the lists of tasks, and forgets what was read of them; answers whether that came.
+    pub(super) fn lists_settle(&self) -> bool {
+        let lock = self.os.symbols.lookup("tasklist_lock");
+        (0..MOST_LOOKS).any(|look| {
+            if look > 0 {
+                thread::yield_now();
+            }
+            self.core.flush_gfn_cache();
+            self.core.flush_v2p_cache();
+            // Not every kernel tells where its variables are.
+            lock.is_none_or(|lock| self.u32(lock).is_ok_and(|state| state & 0xff != QW_LOCKED))
+        })
     }
 
     fn both_sides(&self) -> Result<Processes, VmiError> {

@@ -47,7 +47,19 @@ pub(super) struct TaskRecord {
     kthread: Va,
 }
 
+/// What tells a task from another one that was given the same memory after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    pub(super) object: Va,
+    pid: u32,
+    start_ns: u64,
+}
+
 impl TaskRecord {
+    pub(super) fn identity(&self) -> Identity {
+        Identity { object: self.object, pid: self.pid, start_ns: self.start_ns }
+    }
+
     /// A thread of the kernel's own.
     pub(super) fn is_kernel(&self) -> bool {
         self.mm.is_null() && self.flags & PF_KTHREAD != 0

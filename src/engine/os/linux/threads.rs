@@ -1,9 +1,12 @@
 //! The threads of a process: as the process lists them, and as the table of ids and the CPUs know them. One that only one
-//! side has hides; as with processes, a difference counts only if it is still there when everything is read a second time.
+//! side has hides; as with processes, a difference counts only if it lasts.
 
 use std::collections::HashSet;
 
-use super::{kernel::Kernel, tasks::TaskRecord};
+use super::{
+    kernel::Kernel,
+    tasks::{Identity, TaskRecord},
+};
 use crate::engine::{addr::Va, arch::amd64::Amd64, driver::VmiRead, snapshot::ThreadInfo};
 
 /// Threads that are listed at most.
@@ -18,7 +21,7 @@ struct Views {
     /// Found elsewhere, but not in the list.
     unlisted: Vec<TaskRecord>,
     /// In the list, but not in the table of ids, or not in the other list of kernels that have two.
-    listed_only: HashSet<Va>,
+    listed_only: HashSet<Identity>,
 }
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
@@ -28,14 +31,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         if first.unlisted.is_empty() && first.listed_only.is_empty() {
             return Some((first.listed.iter().map(|task| thread(task, false)).collect(), first.truncated));
         }
-        self.core.flush_gfn_cache();
-        self.core.flush_v2p_cache();
+        let settled = self.lists_settle();
         let second = self.thread_views(task)?;
-        let suspects: HashSet<Va> = first.unlisted.iter().map(|task| task.object).collect();
-        let is_hidden =
-            |task: &TaskRecord| first.listed_only.contains(&task.object) && second.listed_only.contains(&task.object);
+        let suspects: HashSet<Identity> = first.unlisted.iter().map(TaskRecord::identity).collect();
+        let is_hidden = |task: &TaskRecord| {
+            settled && [&first, &second].iter().all(|views| views.listed_only.contains(&task.identity()))
+        };
         let listed = second.listed.iter().map(|task| thread(task, is_hidden(task)));
-        let unlisted = second.unlisted.iter().filter(|task| suspects.contains(&task.object));
+        let unlisted = second.unlisted.iter().filter(|task| settled && suspects.contains(&task.identity()));
         Some((listed.chain(unlisted.map(|task| thread(task, true))).collect(), second.truncated))
     }
 
@@ -44,10 +47,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let processes: Vec<&TaskRecord> = processes.collect();
         let mut first = self.unlisted_threads(&processes);
         if !first.is_empty() {
-            self.core.flush_gfn_cache();
-            self.core.flush_v2p_cache();
-            let second: HashSet<Va> = self.unlisted_threads(&processes).iter().map(|task| task.object).collect();
-            first.retain(|task| second.contains(&task.object));
+            let settled = self.lists_settle();
+            let second: HashSet<Identity> =
+                self.unlisted_threads(&processes).iter().map(TaskRecord::identity).collect();
+            first.retain(|task| settled && second.contains(&task.identity()));
         }
         first.iter().map(|task| (task.tgid, task.pid)).collect()
     }
@@ -108,7 +111,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let lacks = |side: &Option<HashSet<Va>>, task: Va| side.as_ref().is_some_and(|side| !side.contains(&task));
         let is_one_sided =
             |task: &&TaskRecord| task.exit_state == 0 && (lacks(&table, task.object) || lacks(&other, task.object));
-        views.listed_only = views.listed.iter().filter(is_one_sided).map(|task| task.object).collect();
+        views.listed_only = views.listed.iter().filter(is_one_sided).map(TaskRecord::identity).collect();
         let scheduled = self.scheduled().into_iter().filter(own);
         for object in table.into_iter().flatten().chain(scheduled) {
             if views.unlisted.len() < MOST_THREADS && seen.insert(object) {
