@@ -1,8 +1,7 @@
 //! Disassembly of guest bytes, with the kernel's symbols for addresses.
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, OpKind, Register, SymbolResolver,
-    SymbolResult,
+    Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, OpKind, Register, SymbolResolver, SymbolResult,
 };
 
 use crate::engine::{addr::Va, snapshot::CodeLine, symbols::SymbolTable};
@@ -16,16 +15,26 @@ const SYMBOL_REACH: u64 = 0x10_0000;
 struct Names(Arc<SymbolTable>);
 
 impl SymbolResolver for Names {
-    fn symbol(&mut self, code: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
-        // A small number is a displacement or a constant. It is an address in a branch, behind the instruction pointer,
-        // and in the per-CPU area, whose symbols count from 0.
-        let is_address = code.flow_control() != FlowControl::Next
-            || code.is_ip_rel_memory_operand()
-            || code.segment_prefix() == Register::GS;
-        if !is_address && address >> 63 == 0 {
+    fn symbol(
+        &mut self,
+        code: &Instruction,
+        _: u32,
+        operand: Option<u32>,
+        address: u64,
+        _: u32,
+    ) -> Option<SymbolResult<'_>> {
+        let kind = operand.map(|operand| code.op_kind(operand));
+        let branch = matches!(kind, Some(OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64));
+        let relative = kind == Some(OpKind::Memory) && code.is_ip_rel_memory_operand();
+        let per_cpu = kind == Some(OpKind::Memory) && code.segment_prefix() == Register::GS;
+        let is_kernel = address >> 63 == 1;
+        // Any other small number is a displacement or a constant. In the per-CPU area symbols count from 0.
+        if !(branch || relative || per_cpu || is_kernel) {
             return None;
         }
-        let name = self.0.describe(Va(address), 0)?;
+        // An offset is told only where the number is surely an address, and the symbols are the kernel's.
+        let inside = if is_kernel { branch || relative } else { relative && per_cpu };
+        let name = self.0.describe(Va(address), if inside { SYMBOL_REACH } else { 0 })?;
         Some(SymbolResult::with_string(address, name))
     }
 }
@@ -42,6 +51,7 @@ pub(super) fn disassemble(bytes: &[u8], va: Va, here: Va, lines: usize, symbols:
     options.set_space_after_operand_separator(true);
     options.set_rip_relative_addresses(false);
     options.set_branch_leading_zeros(false);
+    options.set_show_branch_size(false);
     options.set_small_hex_numbers_in_decimal(true);
     let mut out = Vec::new();
     let mut instruction = Instruction::default();
@@ -163,6 +173,44 @@ mod tests {
         let lines = disassemble(&bytes, Va(0x1000), Va(0x1000), 4, &symbols);
         let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
         assert_eq!(texts, ["xor al, [rsi]", "mov eax, 0x10", "mov rax, gs:[task]", "mov rax, [kernel]"]);
+    }
+
+    #[test]
+    fn a_place_inside_a_function_is_named_with_its_offset() {
+        let base = 0xffff_ffff_8000_0000;
+        let symbols = [("per_cpu", Va(0)), ("begin", Va(base)), ("after", Va(base + 0x100))];
+        let symbols = Arc::new(SymbolTable::new(symbols));
+        let texts = |bytes: &[u8], at: u64| -> Vec<String> {
+            disassemble(bytes, Va(at), Va(0), 9, &symbols).into_iter().map(|line| line.text).collect()
+        };
+        // jne +3; call +0xf9; mov rax,[rip+0x100]; mov rax,gs:[rip+0x7ffffff2]; jmp -0x19
+        let code = [
+            &[0x75, 0x03, 0xe8, 0xf9, 0, 0, 0, 0x48, 0x8b, 0x05, 0x00, 0x01, 0, 0][..],
+            &[0x65, 0x48, 0x8b, 0x05, 0xf2, 0xff, 0xff, 0x7f, 0xeb, 0xe7],
+        ]
+        .concat();
+        assert_eq!(
+            texts(&code, base),
+            [
+                "jne begin+0x5",
+                "call after",
+                "mov rax, [after+0xe]",
+                "mov rax, gs:[per_cpu+0x8]",
+                "jmp 0xffffffff7fffffff"
+            ]
+        );
+        // mov rax,0xffffffff80000010; mov rax,[0xffffffff80000010]; ret 0x10; call [rax+0x10]; mov rax,gs:[0x10]; all no
+        // address of an instruction's own.
+        let code = [
+            &[0x48, 0xc7, 0xc0, 0x10, 0, 0, 0x80, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0x80, 0xc2, 0x10, 0][..],
+            &[0xff, 0x50, 0x10, 0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0],
+        ]
+        .concat();
+        let plain = texts(&code, base);
+        assert!(plain.iter().all(|text| !text.contains('+') || text.contains("rax+")), "{plain:?}");
+        // Far behind the last symbol, and in a process, there is none to name.
+        assert_eq!(texts(&[0xeb, 0x03], base + 0x100 + SYMBOL_REACH), ["jmp 0xffffffff80100105"]);
+        assert_eq!(texts(&[0xeb, 0x03], 0x4000), ["jmp 0x4005"]);
     }
 
     #[test]
