@@ -1,27 +1,35 @@
 //! Guest memory that lies: lists that bite their tails, lengths and trees without an end, tables that are not there.
 
-use std::time::Duration;
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
 
 use indexmap::IndexSet;
 use proptest::{prelude::*, test_runner::TestRunner};
 use vmscope::engine::{
     addr::{Pa, Va, VcpuId},
+    arch::amd64::Amd64,
     driver::{
-        VmiQueryRegisters,
+        VmiDriver, VmiInfo, VmiQueryRegisters, VmiRead,
         sim::{SimDriver, SimOptions, SimProcess},
     },
+    error::VmiError,
     event::VmiEventResponse,
     os::{
         ProcessList, VmiOs,
         windows::{Profile, WindowsOs},
     },
-    session::{VmiCore, VmiProber},
-    snapshot::{Process, ProcessDetail, ProcessFlag},
+    session::{VmiCore, VmiProber, VmiSession},
+    snapshot::{Capability, Process, ProcessDetail, ProcessFlag, Unavailable},
 };
 
 use crate::Guest;
 
+const PID: u64 = 0x440;
 const LINKS: u64 = 0x448;
+const CREATE_TIME: u64 = 0x468;
 const NAME: u64 = 0x5a8;
 const THREADS: u64 = 0x5e0;
 const VAD_ROOT: u64 = 0x7d8;
@@ -157,8 +165,60 @@ fn unlink(guest: &Guest, links: Va) {
 }
 
 fn hidden(guest: &Guest) -> Vec<String> {
-    let hidden = list(guest).processes.into_iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden));
+    names_of_hidden(list(guest))
+}
+
+fn names_of_hidden(list: ProcessList) -> Vec<String> {
+    let hidden = list.processes.into_iter().filter(|process| process.flags.contains(&ProcessFlag::Hidden));
     hidden.map(|process| process.name).collect()
+}
+
+/// A guest that runs while it is looked at: it changes before the second read of what a look starts with.
+struct Meanwhile {
+    guest: Rc<Guest>,
+    start: Pa,
+    looks: Cell<usize>,
+    change: RefCell<Option<Box<dyn FnOnce(&Guest)>>>,
+}
+
+impl Meanwhile {
+    fn core(guest: &Rc<Guest>, start: Va, change: impl FnOnce(&Guest) + 'static) -> VmiCore<Self> {
+        let start = guest.core.translate_address((start, guest.kernel_root())).expect("mapped");
+        let change = RefCell::new(Some(Box::new(change) as Box<dyn FnOnce(&Guest)>));
+        VmiCore::new(Self { guest: guest.clone(), start, looks: Cell::new(0), change }).expect("a machine")
+    }
+}
+
+impl VmiDriver for Meanwhile {
+    type Architecture = Amd64;
+
+    fn info(&self) -> Result<VmiInfo, VmiError> {
+        self.guest.driver().info()
+    }
+
+    fn capabilities(&self) -> (Vec<Capability>, Vec<Unavailable>) {
+        (Vec::new(), Vec::new())
+    }
+
+    fn clock_ns(&self) -> u64 {
+        self.guest.driver().clock_ns()
+    }
+}
+
+impl VmiRead for Meanwhile {
+    fn read_physical(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
+        self.looks.set(self.looks.get() + usize::from(pa == self.start));
+        if self.looks.get() == 2
+            && let Some(change) = self.change.take()
+        {
+            change(&self.guest);
+        }
+        self.guest.driver().read_physical(pa, buffer)
+    }
+
+    fn is_direct(&self) -> bool {
+        true
+    }
 }
 
 #[test]
@@ -200,6 +260,57 @@ fn a_thread_that_left_its_process_list_is_hidden() {
     forget_id(&guest, victim.object);
     assert_eq!(detail_of(&guest, before.process.object).threads.len(), 1);
     assert!(list(&guest).hidden_threads.is_empty());
+}
+
+#[test]
+fn what_is_another_process_at_the_second_look_hides_from_nobody() {
+    let guest = Rc::new(guest());
+    let (listed, rootkit) = (process(&guest, "explorer.exe").object, process(&guest, "wdmaudhlp.exe").object);
+    forget_id(&guest, listed);
+    let found = |at: Va, value: u64| {
+        let change = move |guest: &Guest| write_u64(guest, at, value);
+        let core = Meanwhile::core(&guest, guest.symbol("nt!PsActiveProcessHead"), change);
+        let list = guest.os.processes(VmiSession::new(&core, &guest.os)).expect("the head can be read");
+        assert!(core.driver().change.borrow().is_none(), "it was looked at twice");
+        assert!(list.processes.iter().any(|process| process.object == listed), "it stays listed");
+        names_of_hidden(list)
+    };
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let later = |object: Va| kernel(object + CREATE_TIME) + 10_000;
+    assert_eq!(found(listed + PID, kernel(listed + PID)), ["explorer.exe", "wdmaudhlp.exe"], "nothing changed");
+    assert_eq!(found(listed + CREATE_TIME, later(listed)), ["wdmaudhlp.exe"], "without an id, and younger");
+    assert_eq!(found(listed + PID, 40_000), ["wdmaudhlp.exe"], "without an id, and of another one before");
+    assert_eq!(found(rootkit + CREATE_TIME, later(rootkit)), ["explorer.exe"], "on no list, and younger");
+}
+
+#[test]
+fn what_is_another_thread_at_the_second_look_hides_from_nobody() {
+    let guest = Rc::new(guest());
+    let details = list(&guest).processes.into_iter().map(|row| detail(&guest, row.pid));
+    let before = details.into_iter().find(|detail| detail.threads.len() == 2).expect("some process has two threads");
+    let (object, victim) = (before.process.object, before.threads[1].clone());
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let links = Va(kernel(object + THREADS + 8));
+    unlink(&guest, links);
+    let found = |change: Box<dyn FnOnce(&Guest)>| {
+        let core = Meanwhile::core(&guest, object + THREADS, change);
+        let session = VmiSession::new(&core, &guest.os);
+        let detail = guest.os.process_detail(session, &before.process, &VmiProber::new(&IndexSet::new()));
+        let threads = detail.expect("readable").threads;
+        assert!(core.driver().change.borrow().is_none(), "it was looked at twice");
+        threads.into_iter().map(|thread| (thread.tid, thread.hidden)).collect::<Vec<_>>()
+    };
+    let first = (before.threads[0].tid, false);
+    assert_eq!(found(Box::new(|_| ())), [first, (victim.tid, true)], "nothing changed");
+    // It was on its way into the list.
+    let head = object + THREADS;
+    let link_again = move |guest: &Guest| {
+        let last = guest.core.read_u64((head + 8, guest.kernel_root())).expect("mapped");
+        [(links, head.0), (links + 8, last), (Va(last), links.0), (head + 8, links.0)]
+            .into_iter()
+            .for_each(|(at, to)| write_u64(guest, at, to));
+    };
+    assert_eq!(found(Box::new(link_again)), [first, (victim.tid, false)]);
 }
 
 #[test]

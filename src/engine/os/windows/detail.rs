@@ -112,8 +112,23 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         Ok(())
     }
 
-    /// The threads in the process's list, then those that only the table of ids knows.
+    /// The threads in the process's list, then those that only the table of ids knows, if they are the same at a second
+    /// look: the guest may run while we look.
     fn threads(&self, process: &Process, detail: &mut ProcessDetail) -> Result<(), VmiError> {
+        self.look_at_threads(process, detail)?;
+        let hidden = detail.threads.iter().filter(|thread| thread.hidden);
+        let suspects: HashSet<(Va, u32)> = hidden.map(|thread| (thread.object, thread.tid)).collect();
+        if !suspects.is_empty() {
+            self.core.flush_gfn_cache();
+            self.core.flush_v2p_cache();
+            detail.threads.clear();
+            self.look_at_threads(process, detail)?;
+            detail.threads.retain(|thread| !thread.hidden || suspects.contains(&(thread.object, thread.tid)));
+        }
+        Ok(())
+    }
+
+    fn look_at_threads(&self, process: &Process, detail: &mut ProcessDetail) -> Result<(), VmiError> {
         let o = &self.os.offsets;
         let head = process.object + o.thread_list;
         let mut link = self.pointer(head)?;

@@ -1,6 +1,6 @@
 //! The processes: as the kernel lists them, as its table of ids knows them and their threads, and as they run. A process
 //! that only one side has hides, or is being hidden. The guest may run while we look; so a difference counts only if it
-//! is still there when everything is read a second time.
+//! is still there, of the same process, when everything is read a second time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -44,6 +44,13 @@ impl Ids {
     }
 }
 
+/// What tells a process from another one that was given the same memory after it: object, id and start.
+type Identity = (Va, u32, u64);
+
+fn identity(process: &Process) -> Identity {
+    (process.object, process.pid, process.start_ns)
+}
+
 impl WindowsOs {
     /// The list, with the hidden ones at its end.
     pub(super) fn list<Driver>(&self, core: &VmiCore<Driver>) -> Result<ProcessList, VmiError>
@@ -53,16 +60,16 @@ impl WindowsOs {
         let is_hidden = |process: &Process| process.flags.contains(&ProcessFlag::Hidden);
         let memory = self.memory(core);
         let (first, _) = memory.both_sides()?;
-        let suspects: HashSet<Va> = first.processes.iter().filter(|p| is_hidden(p)).map(|p| p.object).collect();
+        let suspects: HashSet<Identity> = first.processes.iter().filter(|p| is_hidden(p)).map(identity).collect();
         if suspects.is_empty() && first.hidden_threads.is_empty() {
             return Ok(first);
         }
         core.flush_gfn_cache();
         core.flush_v2p_cache();
         let (mut second, listed) = memory.both_sides()?;
-        second.processes.retain(|process| listed.contains(&process.object) || suspects.contains(&process.object));
+        second.processes.retain(|process| listed.contains(&process.object) || suspects.contains(&identity(process)));
         second.hidden_threads.retain(|thread| first.hidden_threads.contains(thread));
-        for process in second.processes.iter_mut().filter(|process| !suspects.contains(&process.object)) {
+        for process in second.processes.iter_mut().filter(|process| !suspects.contains(&identity(process))) {
             process.flags.retain(|&flag| flag != ProcessFlag::Hidden);
         }
         Ok(second)
