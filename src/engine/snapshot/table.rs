@@ -1,0 +1,57 @@
+//! A row of the monitored addresses, and the walk to what it maps.
+
+use serde::{Serialize, Serializer};
+
+use super::{Pa, TableId, Va, View};
+
+/// One monitored address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Table {
+    /// Its row.
+    pub id: TableId,
+    /// The virtual address.
+    pub address: Va,
+    /// `symbol+offset`, empty where the address has no name.
+    pub symbol: String,
+    /// Its address space.
+    pub root: Pa,
+    /// The process it belongs to, `None` for the kernel.
+    pub pid: Option<u32>,
+    /// The view.
+    pub view: View,
+    /// The user's word for it.
+    pub tag: String,
+    /// Whether the address is mapped now.
+    pub paged_in: bool,
+    /// What it maps to.
+    pub pa: Option<Pa>,
+    /// Size of the page that maps it, in bytes; 0 while not mapped.
+    pub page_bytes: u64,
+    /// Page-ins and page-outs seen.
+    pub changes: u64,
+    /// When the last one was seen, on the snapshot's clock.
+    pub last_change_ns: Option<u64>,
+    /// The walk as it is now, top level first.
+    pub walk: Vec<WalkEntry>,
+}
+
+/// One level of a page walk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WalkEntry {
+    /// "PML5", "PML4", "PDPT", "PD" or "PT".
+    pub level: &'static str,
+    /// Physical address of the entry.
+    pub entry_pa: Pa,
+    /// Its value.
+    #[serde(serialize_with = "hex")]
+    pub entry: u64,
+    /// The value before its last change seen, for marking changed bits.
+    #[serde(skip)]
+    pub previous: Option<u64>,
+    /// Decoded: "present", "writable", "user", "accessed", "dirty", "large", "global", "nx", "pat" …
+    pub flags: Vec<&'static str>,
+}
+
+fn hex<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{value:#x}"))
+}
