@@ -5,19 +5,17 @@ mod model;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{cell::Cell, sync::Arc};
+use std::cell::Cell;
 
 use indexmap::IndexSet;
-use support::{Call, FlatDriver, Tables, core};
+use support::{Call, FlatDriver, FlatOs, Tables, core};
 use vmscope::engine::{
     addr::{AddressContext, Pa, Va, VcpuId},
     arch::amd64::{Amd64, Amd64Registers, Interrupt, Segment},
     error::VmiError,
     faults::{FaultLoop, FaultPolicy, InjectFaults, InjectionPoint, WaitForGuest, WatchChange},
-    os::{CurrentProcess, ProcessList, VmiOs},
-    session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{FaultId, FaultState, Process, ProcessDetail},
-    symbols::SymbolTable,
+    session::{VmiCore, VmiProber, VmiSession},
+    snapshot::{FaultId, FaultState},
 };
 
 const CPU: VcpuId = VcpuId(0);
@@ -28,60 +26,21 @@ const KERNEL_PAGE: Va = Va(0xffff_8000_0000_5000);
 const POLICY: FaultPolicy =
     FaultPolicy { automatic: true, kernel_context: false, max_attempts: 3, attempt_ns: 1000, capacity: 8 };
 
-/// A kernel with page-table isolation: a process is known by the even root of its two.
-struct Os(Arc<SymbolTable>);
-
-impl VmiOs<FlatDriver> for Os {
-    fn name(&self) -> &'static str {
-        "test"
-    }
-    fn version(&self) -> &str {
-        "1"
-    }
-    fn kernel_image_base(&self) -> Va {
-        Va(0xffff_8000_0000_0000)
-    }
-    fn kernel_root(&self) -> Pa {
-        Pa(0x2000)
-    }
-    fn symbols(&self) -> &Arc<SymbolTable> {
-        &self.0
-    }
-    fn process_root(&self, root: Pa) -> Pa {
-        Pa(root.0 & !0x1000)
-    }
-    fn processes(&self, _: VmiSession<'_, FlatDriver, Self>) -> Result<ProcessList, VmiError> {
-        Ok(ProcessList::default())
-    }
-    fn current_process(&self, _: VmiState<'_, FlatDriver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
-        Ok(None)
-    }
-    fn process_detail(
-        &self,
-        _: VmiSession<'_, FlatDriver, Self>,
-        _: &Process,
-        _: &VmiProber,
-    ) -> Result<ProcessDetail, VmiError> {
-        Ok(ProcessDetail::default())
-    }
-    fn function_argument(&self, _: VmiState<'_, FlatDriver, Self>, _: u32) -> Result<u64, VmiError> {
-        Ok(0)
-    }
-    fn unservable(
-        &self,
-        vmi: VmiSession<'_, FlatDriver, Self>,
-        page: AddressContext,
-    ) -> Result<Option<String>, VmiError> {
-        // Where the books of the kernel's are, in a memory that may not be readable.
-        vmi.read_u8(Pa(0))?;
-        Ok((Va(page.va.0 & !0xfff) == UNSERVABLE).then(|| "there is no\u{1b}[31m region".to_owned()))
+/// A kernel that isolates its page tables.
+fn os() -> FlatOs {
+    FlatOs {
+        base: Va(0xffff_8000_0000_0000),
+        root: Pa(0x2000),
+        isolates: true,
+        unservable: Some(UNSERVABLE),
+        ..FlatOs::default()
     }
 }
 
 /// A guest with one empty address space, and where its one vCPU is.
 struct Guest {
     vmi: VmiCore<FlatDriver>,
-    os: Os,
+    os: FlatOs,
     next: Cell<u64>,
     root: Pa,
     now: Cell<u64>,
@@ -91,8 +50,8 @@ fn guest() -> Guest {
     let vmi = core(64);
     let next = Cell::new(16);
     let root = Tables::new(vmi.driver(), &next, 4).root();
-    assert_eq!(root.0 % 0x2000, 0, "an even root, see Os");
-    Guest { vmi, os: Os(Arc::default()), next, root, now: Cell::new(0) }
+    assert_eq!(root.0 % 0x2000, 0, "an even root, see os()");
+    Guest { vmi, os: os(), next, root, now: Cell::new(0) }
 }
 
 fn user(root: Pa) -> Amd64Registers {

@@ -12,7 +12,7 @@ use vmscope::engine::{
 };
 
 use crate::{
-    Os, UNSERVABLE,
+    UNSERVABLE, os,
     support::{Call, Rng, core},
 };
 
@@ -79,7 +79,7 @@ fn the_fault_loop_agrees_with_the_model() {
 fn run(seed: u64, policy: FaultPolicy, steps: u64) {
     let rng = &mut Rng::new(seed);
     let vmi = core(8);
-    let os = Os(Default::default());
+    let os = os();
     let mut faults = FaultLoop::<InjectFaults>::new(policy);
     let mut model = BTreeMap::<AddressContext, Page>::new();
     let mut watched = BTreeSet::new();

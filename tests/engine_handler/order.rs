@@ -14,14 +14,12 @@ use vmscope::engine::{
     event::{VmiEvent, VmiEventResponse},
     faults::InjectFaults,
     monitor::{Channels, Monitor, MonitorOptions, Platform},
-    os::{CurrentProcess, ProcessList, VmiOs},
     ptm::WriteProtect,
-    session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{Process, ProcessDetail, Snapshot},
-    symbols::SymbolTable,
+    session::{VmiCore, VmiSession},
+    snapshot::Snapshot,
 };
 
-use crate::support::{Call, FlatDriver, PageSize, Tables, core};
+use crate::support::{Call, FlatDriver, FlatOs, PageSize, Tables, core};
 
 const BASE: Va = Va(0x7f00_0000_0000);
 
@@ -65,44 +63,6 @@ impl Platform for FlatDriver {
     }
 }
 
-/// A kernel with one address space and no processes.
-struct Os(Pa, Arc<SymbolTable>);
-
-impl VmiOs<FlatDriver> for Os {
-    fn name(&self) -> &'static str {
-        "test"
-    }
-    fn version(&self) -> &str {
-        "1"
-    }
-    fn kernel_image_base(&self) -> Va {
-        BASE
-    }
-    fn kernel_root(&self) -> Pa {
-        self.0
-    }
-    fn symbols(&self) -> &Arc<SymbolTable> {
-        &self.1
-    }
-    fn processes(&self, _: VmiSession<'_, FlatDriver, Self>) -> Result<ProcessList, VmiError> {
-        Ok(ProcessList::default())
-    }
-    fn current_process(&self, _: VmiState<'_, FlatDriver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
-        Ok(None)
-    }
-    fn process_detail(
-        &self,
-        _: VmiSession<'_, FlatDriver, Self>,
-        _: &Process,
-        _: &VmiProber,
-    ) -> Result<ProcessDetail, VmiError> {
-        Ok(ProcessDetail::default())
-    }
-    fn function_argument(&self, _: VmiState<'_, FlatDriver, Self>, _: u32) -> Result<u64, VmiError> {
-        Ok(0)
-    }
-}
-
 /// What kind of thing a change of the guest does, so that a run of alike ones is one step.
 fn step(call: &Call, shadow: Gfn) -> Option<&'static str> {
     Some(match call {
@@ -128,7 +88,7 @@ fn breakpoints_go_first_then_tables_then_the_view() {
     let next = Cell::new(16);
     let space = Tables::new(vmi.driver(), &next, 4);
     space.map(BASE, Pa(CODE.0 << 12), PageSize::Small);
-    let os = Os(space.root(), Arc::default());
+    let os = FlatOs { base: BASE, root: space.root(), ..FlatOs::default() };
     let target = |va: Va| vec![Target::parse(&va.to_string()).expect("a place")];
     let options =
         MonitorOptions { breaks: target(BASE + 0x10), watches: target(BASE + 0x20_0000), ..MonitorOptions::default() };

@@ -1,5 +1,6 @@
-//! What the engine's tests share: a guest of plain memory whose driver can fail on demand ([`FlatDriver`]), one that never
-//! reads the same twice ([`Flicker`]), and a builder of page tables ([`Tables`]). Start at `flat.rs`.
+//! What the engine's tests share: a guest of plain memory whose driver can fail on demand ([`FlatDriver`]) with a kernel of
+//! few words ([`FlatOs`]), one that never reads the same twice ([`Flicker`]), and a builder of page tables ([`Tables`]).
+//! Start at `flat.rs`.
 //!
 //! It is for error paths and exact call sequences; what a running guest does is tested on the built-in one.
 
@@ -8,11 +9,13 @@
 mod flat;
 mod flicker;
 pub mod linux;
+mod os;
 mod tables;
 
 pub use self::{
     flat::{Call, FlatDriver, Scripted},
     flicker::Flicker,
+    os::FlatOs,
     tables::{PageSize, Tables},
 };
 
