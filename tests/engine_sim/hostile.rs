@@ -173,18 +173,21 @@ fn names_of_hidden(list: ProcessList) -> Vec<String> {
     hidden.map(|process| process.name).collect()
 }
 
+/// What a guest does while it is looked at.
+type Change = Box<dyn FnOnce(&Guest)>;
+
 /// A guest that runs while it is looked at: it changes before the second read of what a look starts with.
 struct Meanwhile {
     guest: Rc<Guest>,
     start: Pa,
     looks: Cell<usize>,
-    change: RefCell<Option<Box<dyn FnOnce(&Guest)>>>,
+    change: RefCell<Option<Change>>,
 }
 
 impl Meanwhile {
     fn core(guest: &Rc<Guest>, start: Va, change: impl FnOnce(&Guest) + 'static) -> VmiCore<Self> {
         let start = guest.core.translate_address((start, guest.kernel_root())).expect("mapped");
-        let change = RefCell::new(Some(Box::new(change) as Box<dyn FnOnce(&Guest)>));
+        let change = RefCell::new(Some(Box::new(change) as Change));
         VmiCore::new(Self { guest: guest.clone(), start, looks: Cell::new(0), change }).expect("a machine")
     }
 }
@@ -292,7 +295,7 @@ fn what_is_another_thread_at_the_second_look_hides_from_nobody() {
     let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
     let links = Va(kernel(object + THREADS + 8));
     unlink(&guest, links);
-    let found = |change: Box<dyn FnOnce(&Guest)>| {
+    let found = |change: Change| {
         let core = Meanwhile::core(&guest, object + THREADS, change);
         let session = VmiSession::new(&core, &guest.os);
         let detail = guest.os.process_detail(session, &before.process, &VmiProber::new(&IndexSet::new()));

@@ -1,8 +1,8 @@
 //! What an action or a key does to the state of the screen, and what it asks of the world.
 //!
 //! Everything here is pure: no clock, no file, no terminal, no engine. What must happen outside is answered as
-//! [`Effect`]s, which only the loop carries out. Here are the panes; [`popup`] has what is typed and chosen above
-//! them, [`memory`] the memory view, [`hints`] the footer and the help.
+//! [`Effect`]s, which only the loop carries out. Here are the panes, with `moving` in them; [`popup`] has what is typed
+//! and chosen above them, [`memory`] the memory view, [`hints`] the footer and the help.
 
 pub mod choose;
 mod copy;
@@ -12,6 +12,7 @@ pub mod hints;
 mod marks;
 pub mod memory;
 pub mod mouse;
+mod moving;
 pub mod popup;
 
 use crokey::KeyCombination;
@@ -27,7 +28,7 @@ use crate::{
         snapshot::{BreakpointState, Capability, Event, Snapshot, Status, VcpuId},
     },
     ui::{
-        layout, rows,
+        rows,
         state::{AddDialog, Confirm, MemoryMode, PaneId, Popup, Purpose, RowKey, Severity, Split, Then, UiState},
     },
 };
@@ -115,12 +116,12 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         return effects;
     }
     match action {
-        Action::Down => step(state, snapshot, 1),
-        Action::Up => step(state, snapshot, -1),
-        Action::PageDown => page(state, snapshot, 1),
-        Action::PageUp => page(state, snapshot, -1),
-        Action::Home => edge(state, snapshot, false),
-        Action::End => edge(state, snapshot, true),
+        Action::Down => moving::step(state, snapshot, 1),
+        Action::Up => moving::step(state, snapshot, -1),
+        Action::PageDown => moving::page(state, snapshot, 1),
+        Action::PageUp => moving::page(state, snapshot, -1),
+        Action::Home => moving::edge(state, snapshot, false),
+        Action::End => moving::edge(state, snapshot, true),
         Action::FocusProcesses => focus(state, PaneId::Processes),
         Action::FocusBreakpoints => focus(state, PaneId::Breakpoints),
         Action::FocusTables => focus(state, PaneId::Tables),
@@ -244,85 +245,12 @@ fn focus(state: &mut UiState, pane: PaneId) -> Vec<Effect> {
     Vec::new()
 }
 
-/// The lines that a popup or a pane scrolls by at a page key.
-fn page_height(state: &UiState) -> usize {
-    layout::visible_rows(state, state.focus).max(1)
-}
-
-fn step(state: &mut UiState, snapshot: &Snapshot, by: isize) -> Vec<Effect> {
-    if let Some(scroll) = state.popups.last_mut().and_then(Popup::scroll_mut) {
-        *scroll = scroll.saturating_add_signed(by);
-    } else {
-        step_in(state, snapshot, state.focus, by);
-    }
-    Vec::new()
-}
-
-/// Moves the selection of a pane.
-fn step_in(state: &mut UiState, snapshot: &Snapshot, pane: PaneId, by: isize) {
-    if pane == PaneId::Log {
-        if state.log.targets {
-            let event = if by > 0 { TuiWidgetEvent::DownKey } else { TuiWidgetEvent::UpKey };
-            state.log.widget.transition(event);
-        } else {
-            scroll_log(state, by > 0);
-        }
-    } else {
-        rows::move_by(snapshot, state.pane_mut(pane), by);
-    }
-}
-
-/// Scrolls the lines of the log, which move by pages only. Back at the newest line they follow again.
-fn scroll_log(state: &mut UiState, forward: bool) {
-    let log = &mut state.log;
-    let event = match (forward, log.pages_back) {
-        (false, _) => {
-            log.pages_back += 1;
-            TuiWidgetEvent::PrevPageKey
-        }
-        (true, 0 | 1) => {
-            log.pages_back = 0;
-            TuiWidgetEvent::EscapeKey
-        }
-        (true, _) => {
-            log.pages_back -= 1;
-            TuiWidgetEvent::NextPageKey
-        }
-    };
-    log.widget.transition(event);
-}
-
 /// Shows more or less of the chosen target's lines; the targets are shown, so that one can be chosen.
 fn log_level(state: &mut UiState, event: TuiWidgetEvent) -> Vec<Effect> {
     if state.log.targets {
         state.log.widget.transition(event);
     }
     state.log.targets = true;
-    Vec::new()
-}
-
-fn page(state: &mut UiState, snapshot: &Snapshot, pages: isize) -> Vec<Effect> {
-    let height = isize::try_from(page_height(state)).unwrap_or(isize::MAX);
-    if state.focus == PaneId::Log && state.popups.is_empty() {
-        return step(state, snapshot, pages);
-    }
-    step(state, snapshot, pages.saturating_mul(height))
-}
-
-fn edge(state: &mut UiState, snapshot: &Snapshot, last: bool) -> Vec<Effect> {
-    if let Some(scroll) = state.popups.last_mut().and_then(Popup::scroll_mut) {
-        // The renderer stops at the last line.
-        *scroll = if last { usize::MAX } else { 0 };
-    } else if state.focus == PaneId::Log {
-        if last {
-            state.log.pages_back = 0;
-            state.log.widget.transition(TuiWidgetEvent::EscapeKey);
-        }
-    } else if last {
-        rows::select(snapshot, state.focused_mut(), usize::MAX);
-    } else {
-        rows::select(snapshot, state.focused_mut(), 0);
-    }
     Vec::new()
 }
 

@@ -6,7 +6,11 @@ use std::time::Duration;
 use crokey::KeyCombination;
 use crossterm::event::{KeyCode, KeyModifiers, MouseButton, MouseEvent, MouseEventKind};
 
-use super::{Effect, popup, step, step_in, update};
+use super::{
+    Effect,
+    moving::{step, step_in},
+    popup, update,
+};
 use crate::{
     app::{
         action::{ACTIONS, Action},

@@ -8,7 +8,7 @@ use nucleo_matcher::{
 };
 use tui_input::{Input, backend::crossterm::EventHandler};
 
-use super::{Draft, Effect, choose, find, memory, page_height, update};
+use super::{Draft, Effect, choose, find, memory, moving::page_height, update};
 use crate::{
     app::{
         action::{ACTIONS, Action, Place},

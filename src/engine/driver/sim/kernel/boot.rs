@@ -3,6 +3,7 @@
 use super::{
     Kernel,
     code::{Code, PATCHED, SERVICE_COUNT, SERVICES, own},
+    contents::image_header,
     facts::Facts,
     namespace::{Namespace, POOL_PAGES},
     objects::{CidTable, Objects, PLACE, THREADS_AT},
@@ -10,9 +11,7 @@ use super::{
     process::Thread,
     schedule::{CLOCK_VECTOR, Scheduler},
     space::{Frames, KERNEL, NO_EXECUTE, Space, USER_READ},
-    user::{
-        Habits, IMAGE_BYTES, LIBRARY, MODULES32, Program, image_header, image_path, library_code, path32, program_code,
-    },
+    user::{Habits, IMAGE_BYTES, LIBRARY, MODULES32, Program, image_path, library_code, path32, program_code},
     worker::Worker,
 };
 use crate::engine::{

@@ -3,9 +3,9 @@
 //! Two halves. `code` is what the vCPUs execute, at the addresses of the real build; this module and its children are
 //! the kernel's model, which that code asks by VMCALL: `schedule` (which thread is next), `pager` (which page goes and
 //! comes), `process` (starts and exits), `objects` (their structures, the CID table), `worker` (the system thread:
-//! trimming, deletion, integrity check, self-patching), `boot` (memory as it is after booting), `user` (programs and
-//! their pages), `space` (frames, page tables), `namespace` (object types, names, files, keys), `handles`, `tokens`,
-//! `modules`. The structures are at the offsets of `facts`.
+//! trimming, deletion, integrity check, self-patching), `boot` (memory as it is after booting), `user` (programs),
+//! `contents` (their pages), `space` (frames, page tables), `namespace` (object types, names, files, keys), `handles`,
+//! `tokens`, `modules`. The structures are at the offsets of `facts`.
 //!
 //! Simplified against the real one: the CID table has one handle range for processes and threads and no locks; the
 //! kernel reaches page tables through a map of all RAM instead of the self-map; processes have at most two threads; an
@@ -14,6 +14,7 @@
 
 mod boot;
 mod code;
+mod contents;
 mod facts;
 mod handles;
 mod modules;

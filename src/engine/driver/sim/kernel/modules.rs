@@ -2,9 +2,9 @@
 
 use super::{
     Kernel,
+    contents::image_header,
     namespace::string,
     space::{KERNEL, NO_EXECUTE},
-    user::image_header,
 };
 use crate::engine::{driver::sim::memory::Memory, error::VmiError};
 

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use super::{
     Kernel,
+    contents::page,
     process::{Process, state},
     schedule::ThreadId,
-    user::{Habits, IMAGE_BYTES, LIBRARY, MODULES32, image_path, page, path32},
+    user::{Habits, IMAGE_BYTES, LIBRARY, MODULES32, image_path, path32},
 };
 use crate::engine::{driver::sim::memory::Memory, error::VmiError};
 

@@ -8,9 +8,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::{
     Kernel,
+    contents::{Contents, page},
     process::Process,
     space::{FRAME, NO_EXECUTE, PRESENT, USER},
-    user::{Contents, page},
 };
 use crate::engine::{
     addr::Va,

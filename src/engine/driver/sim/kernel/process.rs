@@ -2,10 +2,10 @@
 
 use super::{
     Kernel,
+    contents::page,
     objects::{PLACE, PROCESS_AT, THREADS_AT},
     schedule::ThreadId,
     space::{FRAME, NO_EXECUTE, PRESENT, Space, USER},
-    user::page,
 };
 use crate::engine::{
     arch::amd64::PageTableLevel,
