@@ -74,7 +74,8 @@ pub struct Machine {
     /// What an exception has pushed: error code, rip, cs, flags, rsp, ss.
     frame: [u64; 6],
     gdb: Option<UnixStream>,
-    gdb_address: Option<String>,
+    /// Where the stub listens.
+    pub gdb_address: Option<String>,
     qmp: Vec<UnixStream>,
     selected: usize,
     physical: bool,
@@ -412,6 +413,7 @@ impl Machine {
                 "Disabled gdbserver\r\n".to_owned()
             }
             _ => match line.strip_prefix("gdbserver unix:") {
+                Some(_) if self.gdb_address.is_some() => "duplicate yank instance\r\n".to_owned(),
                 Some(rest) => {
                     self.log.push("gdbserver".to_owned());
                     let path = rest.split(',').next().expect("a path").to_owned();

@@ -441,6 +441,40 @@ fn a_qemu_that_goes_silent_is_lost() {
     assert!(matches!(driver.registers(VcpuId(1)), Err(VmiError::Lost(_))));
 }
 
+#[test]
+fn a_qemu_that_hangs_while_it_is_left_is_freed_once_it_goes_on() {
+    let fake = Fake::new();
+    let guardian = Some(env!("CARGO_BIN_EXE_vmscope").into());
+    let driver = fake::attach(QemuOptions { guardian, ..fake.options() }).expect("it attaches");
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    fake.lock().silent = true;
+    drop(driver);
+    assert!(fake.lock().gdb_address.is_some(), "the stub could not be ended");
+    fake.take_log();
+    fake.lock().silent = false;
+    // Once for the stub that was left, once for the one through which the guest was freed.
+    let ended = |line: &&String| *line == "gdbserver none";
+    assert!(fake.wait_until(|machine| machine.log.iter().filter(ended).count() == 2), "{:?}", fake.lock().log);
+    let machine = fake.lock();
+    assert!(machine.running && machine.points.is_empty() && machine.gdb_address.is_none(), "{:?}", machine.log);
+}
+
+#[test]
+fn a_stub_that_a_dead_session_left_without_its_folder_is_replaced() {
+    let fake = Fake::new();
+    fake.lock().gdb_address = Some("/tmp/vmscope-qemu-0-0/stub/gdb".into());
+    let driver = fake.attach();
+    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    drop(driver);
+    let log = fake.take_log();
+    assert_eq!(
+        log.first_chunk().map(|lines| lines.each_ref().map(String::as_str)),
+        Some(["gdbserver none", "gdbserver"])
+    );
+    assert_eq!(log.last().map(String::as_str), Some("gdbserver none"));
+    assert!(fake.lock().running && fake.lock().gdb_address.is_none());
+}
+
 /// A dead session's folder, as the driver writes it.
 fn dead_session(fake: &Fake, leave_paused: bool) -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("vmscope-qemu-").tempdir_in("/tmp").expect("a folder");

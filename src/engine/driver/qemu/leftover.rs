@@ -130,6 +130,14 @@ fn bases() -> Vec<PathBuf> {
     bases
 }
 
+/// Whether this is the address of a stub that a session started and could not end, whose folder is gone: nobody can
+/// connect to it.
+pub fn is_orphan(stub: &Address) -> bool {
+    let Address::Unix(socket) = stub else { return false };
+    let is_ours = socket.iter().any(|part| part.to_string_lossy().starts_with(PREFIX));
+    is_ours && !socket.exists()
+}
+
 fn remove(folder: &Path) {
     if let Err(error) = fs::remove_dir_all(folder)
         && error.kind() != io::ErrorKind::NotFound

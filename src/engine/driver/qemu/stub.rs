@@ -70,7 +70,12 @@ impl Control {
             return Ok(());
         }
         self.guard()?;
-        let (address, is_connected) = match self.stub_of_qemu()? {
+        let mut known = self.stub_of_qemu()?;
+        if known.as_ref().is_some_and(|(address, used)| !used && leftover::is_orphan(address)) {
+            leftover::stop_stub(&mut self.qmp())?;
+            known = None;
+        }
+        let (address, is_connected) = match known {
             Some((address, is_connected)) => (Some(self.gdb_option.clone().unwrap_or(address)), is_connected),
             None => (self.gdb_option.clone(), false),
         };
@@ -139,8 +144,8 @@ impl Control {
                 self.running = detached.is_ok();
                 result = result.and(detached);
             }
-            result = result.and(self.end_stub());
         }
+        result = result.and(self.end_stub());
         self.breakpoints.clear();
         self.watchpoints.clear();
         self.passed.clear();
@@ -151,17 +156,21 @@ impl Control {
             self.running = status.as_ref().is_ok_and(|status| status == "running");
             result = result.and(status.map(drop)).and(self.go_on());
         }
-        result = result.and(self.write_state());
+        // After a failure what is written down stays as it was: whoever frees the guest later needs to know the stub.
+        if result.is_ok() {
+            result = self.write_state();
+        }
         self.explained(result)
     }
 
-    /// Closes the connection, and ends the stub if we started it.
+    /// Closes the connection, and ends the stub if we started it; a stub that could not be ended is still known.
     fn end_stub(&mut self) -> Result<(), VmiError> {
         self.stub = None;
-        self.stub_address = None;
-        if std::mem::take(&mut self.stub_is_ours) {
+        if self.stub_is_ours {
             leftover::stop_stub(&mut self.qmp())?;
         }
+        self.stub_is_ours = false;
+        self.stub_address = None;
         Ok(())
     }
 }
