@@ -20,12 +20,14 @@ pub struct History {
     live: Arc<Snapshot>,
     kept: VecDeque<Arc<Snapshot>>,
     held: Option<Arc<Snapshot>>,
+    /// Whether the held picture was the newest one when it was taken hold of.
+    frozen: bool,
 }
 
 impl History {
     /// A history that begins with a picture.
     pub fn new(live: Arc<Snapshot>) -> Self {
-        Self { live, kept: VecDeque::new(), held: None }
+        Self { live, kept: VecDeque::new(), held: None, frozen: false }
     }
 
     /// Takes a newer picture; answers whether it is one.
@@ -70,14 +72,18 @@ impl History {
         Some(Past {
             behind_ns: self.live.taken_at_ns.saturating_sub(held.taken_at_ns),
             status_now: self.live.status,
-            steps_back: self.kept.iter().filter(|kept| kept.taken_at_ns > held.taken_at_ns).count(),
+            steps_back: match self.frozen {
+                true => 0,
+                false => self.kept.iter().filter(|kept| kept.taken_at_ns > held.taken_at_ns).count(),
+            },
             steps_kept: self.kept.len(),
         })
     }
 
     /// Holds the newest picture, or goes back to the live ones.
     pub fn freeze(&mut self) {
-        self.held = if self.held.is_some() { None } else { Some(Arc::clone(&self.live)) };
+        self.frozen = self.held.is_none();
+        self.held = if self.frozen { Some(Arc::clone(&self.live)) } else { None };
     }
 
     /// Goes to the picture before the shown one; answers whether there is one.
@@ -85,6 +91,7 @@ impl History {
         let from = self.held.as_ref().unwrap_or(&self.live).taken_at_ns;
         let earlier = self.kept.iter().rev().find(|kept| kept.taken_at_ns < from).map(Arc::clone);
         let found = earlier.is_some();
+        self.frozen &= !found;
         self.held = earlier.or(self.held.take());
         found
     }
@@ -96,12 +103,14 @@ impl History {
         let earlier = self.kept.iter().filter(|kept| kept.taken_at_ns < from);
         let found = earlier.min_by_key(|kept| (kept.taken_at_ns.abs_diff(wanted), kept.taken_at_ns)).map(Arc::clone);
         let is_some = found.is_some();
+        self.frozen &= !is_some;
         self.held = found.or(self.held.take());
         is_some
     }
 
     /// Goes a minute forward, in the end to the live pictures.
     pub fn far_forward(&mut self) {
+        self.frozen = false;
         if let Some(held) = self.held.take() {
             let wanted = held.taken_at_ns.saturating_add(FAR_NS);
             self.held = self.kept.iter().find(|kept| kept.taken_at_ns >= wanted).map(Arc::clone);
@@ -110,6 +119,7 @@ impl History {
 
     /// Goes to the picture after the shown one, in the end to the live ones.
     pub fn forward(&mut self) {
+        self.frozen = false;
         if let Some(held) = self.held.take() {
             self.held = self.kept.iter().find(|kept| kept.taken_at_ns > held.taken_at_ns).map(Arc::clone);
         }
@@ -127,11 +137,16 @@ mod tests {
     #[test]
     fn freezing_keeps_the_picture_and_time_goes_on() {
         let mut history = History::new(at(0));
+        history.digest(at(5));
         history.digest(at(10));
         history.freeze();
         history.digest(at(13));
         assert_eq!(history.shown().taken_at_ns, 10_000_000_000);
-        assert_eq!(history.past().map(|past| past.behind_ns), Some(3_000_000_000));
+        let past = history.past().map(|past| (past.behind_ns, past.steps_back));
+        assert_eq!(past, Some((3_000_000_000, 0)), "frozen, however many pictures there are since");
+        assert!(history.back());
+        assert_eq!(history.past().map(|past| past.steps_back), Some(2), "and now on the way back");
+        history.forward();
         history.freeze();
         assert_eq!(history.shown().taken_at_ns, 13_000_000_000);
         assert!(history.past().is_none());
