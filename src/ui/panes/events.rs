@@ -15,7 +15,7 @@ use crate::{
     engine::snapshot::{Event, EventKind, Snapshot},
     ui::{
         format,
-        pen::Pen,
+        pen::{Pen, width},
         rows::{RowRef, stem},
         state::Column,
         theme::Theme,
@@ -43,19 +43,49 @@ pub(in crate::ui) fn process_words(event: &Event) -> Cow<'_, str> {
     }
 }
 
-pub(super) fn cell<'a>(pen: &Pen<'_>, snapshot: &'a Snapshot, row: RowRef, column: Column) -> Option<Cell<'a>> {
+/// The same in a column: the name gives way to the id.
+fn process_cell(event: &Event, columns: u16, ellipsis: char) -> Cow<'_, str> {
+    let whole = process_words(event);
+    let Some(pid) = event.pid.filter(|_| width(&whole) > columns) else { return whole };
+    let id = format!("{ellipsis} {pid}");
+    let mut name = String::new();
+    for c in event.process.chars() {
+        name.push(c);
+        if width(&name) + width(&id) > columns {
+            name.pop();
+            break;
+        }
+    }
+    Cow::Owned(name + &id)
+}
+
+/// What happened, without the process where a column of its own names it.
+fn text(event: &Event, named: bool) -> &str {
+    let own = event.pid.filter(|_| named).map(|pid| format!("{} ({pid}) ", event.process));
+    own.and_then(|own| event.text.strip_prefix(own.as_str())).unwrap_or(&event.text)
+}
+
+/// `columns` is how many the cell has, `named` whether the process has a column of its own.
+pub(super) fn cell<'a>(
+    pen: &Pen<'_>,
+    snapshot: &'a Snapshot,
+    row: RowRef,
+    column: Column,
+    columns: u16,
+    named: bool,
+) -> Option<Cell<'a>> {
     let theme = pen.theme;
     let event = snapshot.events.get(row.index as usize)?;
     Some(match column {
         Column::Time => Cell::new(format::clock(event.at_ns), theme.muted),
         Column::Kind => Cell::new(event.kind.label(), kind_style(event.kind, theme)),
         Column::Vcpu => event.vcpu.map_or_else(|| nothing(pen), |vcpu| Cell::new(vcpu.to_string(), theme.muted)),
-        Column::Process => Cell::new(process_words(event), theme.symbol),
+        Column::Process => Cell::new(process_cell(event, columns, pen.glyphs.ellipsis), theme.symbol),
         Column::Text if row.folded > 0 => {
             let words = burst_words(snapshot.events.get(row.first as usize), event, row.folded, pen.glyphs.times);
             Cell::new(words, theme.symbol)
         }
-        Column::Text => Cell::new(event.text.as_str(), theme.symbol),
+        Column::Text => Cell::new(text(event, named), theme.symbol),
         _ => return None,
     })
 }
@@ -72,4 +102,31 @@ fn burst_words(first: Option<&Event>, newest: &Event, folded: u32, times: char) 
 pub(in crate::ui) fn rate(more: u32, span_ns: u64) -> Option<u64> {
     let rate = u128::from(more) * 1_000_000_000 / u128::from(span_ns.max(1));
     (more > 1 && span_ns >= 10_000_000 && rate > 0).then(|| u64::try_from(rate).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(process: &str, text: &str) -> Event {
+        let (process, text) = (process.to_owned(), text.to_owned());
+        Event { seq: 1, at_ns: 0, kind: EventKind::ProcessExit, vcpu: None, pid: Some(1234), process, text }
+    }
+
+    #[test]
+    fn a_long_name_gives_way_to_the_id() {
+        assert_eq!(process_cell(&event("smss.exe", ""), 18, '…'), "smss.exe 1234");
+        assert_eq!(process_cell(&event("backgroundTask", ""), 18, '…'), "backgroundTa… 1234");
+        assert_eq!(process_cell(&event("日本語", ""), 9, '~'), "日~ 1234");
+        assert_eq!(process_cell(&event("a", ""), 3, '…'), "… 1234", "cut where it is drawn");
+    }
+
+    #[test]
+    fn the_process_is_named_once() {
+        let event = event("smss.exe", "smss.exe (1234) is gone");
+        assert_eq!(text(&event, true), "is gone");
+        assert_eq!(text(&event, false), "smss.exe (1234) is gone");
+        let other = Event { text: "smss.exe (1) is gone".to_owned(), ..event };
+        assert_eq!(text(&other, true), "smss.exe (1) is gone");
+    }
 }

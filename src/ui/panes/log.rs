@@ -84,7 +84,7 @@ impl LogFormatter for Formatter {
         }
         if columns >= 60 {
             let target = record.target().rsplit("::").next().unwrap_or_default();
-            head.push(Span::styled(format!("{:<9.9} ", clean(target, 9)), theme.event_process));
+            head.push(Span::styled(format!("{:<10.10} ", clean(target, 10)), theme.event_process));
         }
         let used: u16 = head.iter().map(|span| width(&span.content)).sum();
         let message = clean(record.msg(), LONGEST);

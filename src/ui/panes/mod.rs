@@ -254,7 +254,8 @@ fn draw_row(
     row: RowRef,
     columns: &[Placed],
 ) {
-    let addressed = columns.iter().any(|column| column.spec.id == Column::Address);
+    let has = |id| columns.iter().any(|column| column.spec.id == id);
+    let (addressed, named) = (has(Column::Address), has(Column::Process));
     for column in columns {
         let area = Rect { x: line.x + 1 + column.x, width: column.width, ..line };
         let what = column.spec.id;
@@ -263,7 +264,7 @@ fn draw_row(
             PaneId::Breakpoints => breakpoints::cell(pen, snapshot, row, what, column.width, addressed),
             PaneId::Tables => tables::cell(pen, snapshot, row, what, addressed),
             PaneId::Faults => faults::cell(pen, snapshot, row, what),
-            PaneId::Events => events::cell(pen, snapshot, row, what),
+            PaneId::Events => events::cell(pen, snapshot, row, what, column.width, named),
             PaneId::Log => None,
         };
         let Some(cell) = cell else { continue };

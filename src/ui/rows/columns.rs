@@ -102,6 +102,9 @@ const EVENTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::Seq, "", "seq", 0, ColumnSpec::SORT_ONLY),
 ];
 
+/// Most cells that the lines of a tree are given at the cost of other columns.
+const MOST_INDENT: u16 = 12;
+
 /// The columns of a pane, left to right; the log has none.
 pub const fn columns(pane: PaneId) -> &'static [ColumnSpec] {
     match pane {
@@ -130,6 +133,11 @@ pub struct Placed {
 pub fn fit(pane: PaneId, list: &Rows, width: u16) -> Vec<Placed> {
     let shown = |spec: &&ColumnSpec| spec.rank != ColumnSpec::SORT_ONLY && !list.tally().empty.contains(&spec.id);
     let mut columns: Vec<ColumnSpec> = columns(pane).iter().filter(shown).copied().collect();
+    // The names of a tree stand two cells further in with each generation.
+    let indent = (2 * list.deepest()).min(MOST_INDENT);
+    for name in columns.iter_mut().filter(|column| column.id == Column::Name) {
+        (name.width, name.most) = (name.width + indent, name.most + indent);
+    }
     let needed = |columns: &[ColumnSpec]| columns.iter().map(|c| c.width + 1).sum::<u16>().saturating_sub(1);
     // More room than this is of no use, and products of it stay within bounds.
     let room = width.saturating_sub(1).min(4096);

@@ -48,6 +48,8 @@ pub struct Rows {
     items: Arc<[RowRef]>,
     total: usize,
     tally: Arc<Tally>,
+    /// The greatest depth in the process tree.
+    deepest: u16,
     made_of: Option<Ingredients>,
 }
 
@@ -85,6 +87,11 @@ impl Rows {
         &self.tally
     }
 
+    /// The greatest depth in the process tree, 0 of a flat list.
+    pub const fn deepest(&self) -> u16 {
+        self.deepest
+    }
+
     /// A row by its place in the list.
     pub fn get(&self, place: usize) -> Option<RowRef> {
         self.items.get(place).copied()
@@ -113,7 +120,7 @@ pub fn list(snapshot: &Snapshot, pane: &PaneState, shaped: bool) -> Rows {
         return pane.rows.clone();
     }
     let mut indices = filter::matching(snapshot, pane);
-    let items = match pane.id {
+    let items: Vec<RowRef> = match pane.id {
         PaneId::Events if shaped => in_bursts(snapshot, pane.sort, &indices),
         id => {
             order::sort(snapshot, id, pane.sort, &mut indices);
@@ -129,7 +136,8 @@ pub fn list(snapshot: &Snapshot, pane: &PaneState, shaped: bool) -> Rows {
         Some(old) if same_data(old) => Arc::clone(&pane.rows.tally),
         _ => Arc::new(tally::tally(snapshot, pane.id)),
     };
-    Rows { items: items.into(), total, tally, made_of: Some(made_of) }
+    let deepest = items.iter().map(|row| row.depth).max().unwrap_or(0);
+    Rows { items: items.into(), total, tally, deepest, made_of: Some(made_of) }
 }
 
 /// Bursts in the order in which they began, or by a column of their newest event.
