@@ -11,7 +11,10 @@ use ratatui::{
 };
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::{glyphs::Glyphs, theme::Theme};
+use super::{
+    glyphs::{Glyphs, UNICODE},
+    theme::Theme,
+};
 use crate::engine::snapshot::clean;
 
 /// A buffer to write into, and what to write it with.
@@ -63,6 +66,8 @@ impl Pen<'_> {
             if used + columns > room {
                 break;
             }
+            // What was cut before it came here.
+            let c = if c == UNICODE.ellipsis { self.glyphs.ellipsis } else { c };
             self.cell(area.x + used, area.y, c, style);
             if columns == 2 {
                 self.cell(area.x + used + 1, area.y, ' ', style);
@@ -184,7 +189,7 @@ pub(super) fn wrap(text: &str, columns: u16) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ui::glyphs::UNICODE;
+    use crate::ui::glyphs::ASCII;
 
     fn written(text: &str, columns: u16) -> String {
         let area = Rect::new(0, 0, columns, 1);
@@ -201,6 +206,15 @@ mod tests {
         assert_eq!(written("日本語", 5), "日 本 …", "two columns each");
         assert_eq!(written("日本語", 4), "日 … ");
         assert_eq!(written("a", 0), "");
+    }
+
+    #[test]
+    fn an_ellipsis_is_of_the_set_of_characters() {
+        let area = Rect::new(0, 0, 5, 1);
+        let mut buffer = Buffer::empty(area);
+        let theme = Theme::plain();
+        Pen { buffer: &mut buffer, theme: &theme, glyphs: &ASCII }.text(area, "ab…", Style::new());
+        assert_eq!(buffer.content.iter().map(ratatui::buffer::Cell::symbol).collect::<String>(), "ab~  ");
     }
 
     #[test]
