@@ -145,6 +145,11 @@ impl Keymap {
         Ok(Self { bindings })
     }
 
+    /// What a key means in some other place.
+    pub fn elsewhere(&self, key: KeyCombination) -> Option<&'static Entry> {
+        self.bindings.iter().find(|(bound, _)| *bound == key).map(|(_, entry)| *entry)
+    }
+
     /// What a key means in a place; an action for this place goes before one for most places.
     pub fn lookup(&self, key: KeyCombination, place: Place) -> Option<&'static Entry> {
         let here = self.bindings.iter().filter(|(bound, entry)| *bound == key && entry.places.contains(&place));

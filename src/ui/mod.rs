@@ -23,7 +23,7 @@ pub mod theme;
 
 use ratatui::{Frame, layout::Rect};
 
-pub use self::popups::{PopupHit, popup_hit};
+pub use self::popups::{PopupHit, popup_hit, popup_rows};
 use self::{glyphs::Glyphs, pen::Pen, state::UiState, theme::Theme};
 use crate::engine::snapshot::Snapshot;
 

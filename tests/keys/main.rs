@@ -283,6 +283,38 @@ fn the_palette_finds_actions_by_their_words() {
 }
 
 #[test]
+fn a_key_that_does_nothing_says_why() {
+    let mut user = User::new();
+    let mut says = |keys: &str, why: &str| {
+        user.press(keys);
+        assert_eq!(user.notice(), why, "{keys}");
+    };
+    says("1 i", "inject-fault works in: Faults");
+    says("enter z", "zoom works in every pane");
+    says("esc Q", "Q is no key of any action; ? lists all keys");
+    says("6 d", "delete works in: Breakpoints, Page tables");
+    let mut nothing = snapshot();
+    nothing.faults = Part::new(Vec::new());
+    let mut user = User::with(nothing);
+    for key in ["enter", "v", "i", "ctrl-y"] {
+        user.state.notices.clear();
+        assert!(user.press(&format!("4 {key}")).is_empty());
+        assert_eq!(user.notice(), "nothing is selected in the faults", "{key}");
+        assert!(user.popup().is_none(), "{key}");
+    }
+}
+
+#[test]
+fn a_page_key_moves_what_is_read_by_its_own_height() {
+    let mut user = User::new();
+    user.press("2 enter pgdn");
+    assert!(matches!(user.popup(), Some(Popup::Detail { scroll: 0, .. })), "there is not more than a page of it");
+    user.press("esc ? pgdn");
+    let Some(Popup::Help { scroll, .. }) = user.popup() else { panic!("{:?}", user.popup()) };
+    assert!((30..40).contains(scroll), "{scroll} of 40 lines, though the pane below has far fewer");
+}
+
+#[test]
 fn help_is_searched_by_typing() {
     let mut user = User::new();
     user.press("? 'break'");
@@ -358,7 +390,7 @@ fn a_cell_or_a_whole_pane_is_copied() {
     assert!(user.press("ctrl-y q").is_empty() && user.popup().is_none());
     user.press("/ 'lsa' enter");
     assert_eq!(user.press("Y"), [Effect::Copy("pid\tppid\tname\troot\n648\t0\tlsass.exe\t".into())]);
-    assert_eq!(user.notice(), "copied 1 rows of the processes");
+    assert_eq!(user.notice(), "copied the one row of the processes");
     user.press("esc / 'nothing' enter");
     assert!(user.press("Y y").is_empty());
 

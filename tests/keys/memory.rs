@@ -229,6 +229,10 @@ fn a_search_is_typed_runs_and_is_stepped_through() {
     assert_eq!(user.commands("esc"), [Command::CancelSearch]);
     assert!(found(&mut user, &[], true).is_empty() && user.notice().contains("given up"));
     user.snapshot.search = None;
+    for (key, name) in [("n", "search-next"), ("N", "search-previous")] {
+        assert!(user.commands(key).is_empty());
+        assert_eq!(user.notice(), format!("{name}: there is no match of 'MZ'; press / to search for something else"));
+    }
     assert_eq!(user.commands("/ ctrl-u tab tab 'nt!NtCreateKey' enter").len(), 1);
     user.press("esc");
     assert!(user.popup().is_none());

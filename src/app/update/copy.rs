@@ -1,6 +1,6 @@
 //! Rows as text for the clipboard: their facts, separated by tabs, without what the width of a column left out.
 
-use super::{Effect, marks::targets};
+use super::{Effect, marks::targets, nothing_selected};
 use crate::{
     engine::snapshot::{Breakpoint, Event, Fault, Process, Scope, Snapshot, Table},
     ui::{
@@ -30,7 +30,11 @@ pub(super) fn pane(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     let mut rows = pane.rows.from(0).flat_map(|row| facts_at(snapshot, pane, row)).peekable();
     let heading = rows.peek().map(|first| joined(first.iter().map(|(name, _)| *name)));
     let lines: Vec<String> = heading.into_iter().chain(rows.map(|row| line(&row))).collect();
-    let said = format!("copied {} rows of the {}", lines.len().saturating_sub(1), pane.id.title().to_lowercase());
+    let rows = match lines.len().saturating_sub(1) {
+        1 => "the one row".to_owned(),
+        rows => format!("{rows} rows"),
+    };
+    let said = format!("copied {rows} of the {}", pane.id.title().to_lowercase());
     send(state, &lines, said)
 }
 
@@ -46,8 +50,9 @@ pub(super) fn choose_cell(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effec
             chosen: 0,
             does: "copy".into(),
         }));
+        return Vec::new();
     }
-    Vec::new()
+    nothing_selected(state)
 }
 
 fn send(state: &mut UiState, lines: &[String], said: String) -> Vec<Effect> {

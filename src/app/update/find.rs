@@ -55,7 +55,8 @@ fn patterns(kind: FindKind, text: &str, snapshot: &Snapshot) -> Result<Vec<Patte
         }
         FindKind::Pointer => {
             let va = popup::resolve(text, snapshot);
-            let va = va.ok_or_else(|| format!("'{text}' is neither a symbol of this kernel nor an address"))?;
+            let va =
+                va.ok_or_else(|| format!("'{text}' is neither a symbol of this kernel nor a register nor an address"))?;
             vec![exactly(va.0.to_le_bytes().to_vec())]
         }
     };

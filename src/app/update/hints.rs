@@ -67,11 +67,16 @@ fn group(entry: &Entry) -> String {
     }
 }
 
-fn elsewhere(entry: &Entry) -> String {
-    format!("works in: {}", titles(entry))
+/// Why an action cannot be done in another place.
+pub(super) fn elsewhere(entry: &Entry) -> String {
+    if entry.places.len() + 1 >= PANES.len() {
+        format!("works {}", group(entry).to_lowercase())
+    } else {
+        format!("works in: {}", titles(entry))
+    }
 }
 
 /// The places of an action by name.
-pub(super) fn titles(entry: &Entry) -> String {
+fn titles(entry: &Entry) -> String {
     entry.places.iter().map(|place| place.title()).collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,6 @@
 //! Marks, what is done to all marked rows, and how the last deletion is undone.
 
-use super::{Effect, refuse};
+use super::{Effect, nothing_selected, refuse};
 use crate::{
     app::action::Action,
     engine::{
@@ -9,7 +9,7 @@ use crate::{
     },
     ui::{
         rows,
-        state::{RowKey, Severity, UiState},
+        state::{RowKey, UiState},
     },
 };
 
@@ -21,12 +21,11 @@ pub(super) fn targets(state: &UiState) -> Vec<RowKey> {
 
 pub(super) fn mark(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     let pane = state.focused_mut();
-    if let Some(row) = pane.selected {
-        if !pane.marks.remove(&row) {
-            pane.marks.insert(row);
-        }
-        rows::move_by(snapshot, pane, 1);
+    let Some(row) = pane.selected else { return nothing_selected(state) };
+    if !pane.marks.remove(&row) {
+        pane.marks.insert(row);
     }
+    rows::move_by(snapshot, pane, 1);
     Vec::new()
 }
 
@@ -88,8 +87,7 @@ pub(super) fn on_rows(state: &mut UiState, snapshot: &Snapshot, action: Action) 
         remember(state, snapshot, &rows);
     }
     if rows.is_empty() {
-        let what = state.focus.title().to_lowercase();
-        state.notify(Severity::Info, format!("nothing is selected in the {what}"));
+        return nothing_selected(state);
     }
     state.focused_mut().marks.clear();
     let command = |row| match (action, row) {

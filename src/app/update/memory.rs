@@ -296,6 +296,7 @@ fn next_match(state: &mut UiState) -> Vec<Effect> {
     match found.places.iter().find(|place| **place > cursor).copied() {
         Some(place) => jump(state, pid, place),
         None if more => search_from(view, cursor),
+        None if found.places.is_empty() => refuse_empty_search(state, "search-next"),
         None => refuse(state, "search-next: this is the last match"),
     }
 }
@@ -306,10 +307,19 @@ fn previous_match(state: &mut UiState) -> Vec<Effect> {
         return refuse(state, "search-previous: nothing was searched for; press / for it");
     };
     let (pid, cursor) = (view.pid, view.cursor);
+    if found.places.is_empty() {
+        return refuse_empty_search(state, "search-previous");
+    }
     match found.places.iter().rev().find(|place| **place < cursor).copied() {
         Some(place) => jump(state, pid, place),
         None => refuse(state, "search-previous: this is the first match"),
     }
+}
+
+/// There is no match to go to.
+fn refuse_empty_search(state: &mut UiState, action: &str) -> Vec<Effect> {
+    let text = view_mut(state).and_then(|view| view.search.as_ref()).map_or_else(String::new, |it| it.text.clone());
+    refuse(state, &format!("{action}: there is no match of '{text}'; press / to search for something else"))
 }
 
 /// The address of what is selected, or of what the topmost popup shows, and its address space.

@@ -20,7 +20,7 @@ use tui_logger::TuiWidgetEvent;
 
 use super::{
     action::{Action, Entry, Place},
-    keymap::Keymap,
+    keymap::{self, Keymap},
 };
 use crate::{
     engine::{
@@ -101,8 +101,21 @@ pub fn key(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap, key: KeyCo
     }
     match keymap.lookup(key, place(state)) {
         Some(entry) => update(state, snapshot, entry.action),
-        None => Vec::new(),
+        None => means_nothing(state, keymap, key),
     }
+}
+
+/// Says why a key does nothing: what it is for is elsewhere, or it is for nothing.
+fn means_nothing(state: &mut UiState, keymap: &Keymap, key: KeyCombination) -> Vec<Effect> {
+    let why = match keymap.elsewhere(key) {
+        Some(entry) => format!("{} {}", entry.name, hints::elsewhere(entry)),
+        None => {
+            let help = keymap.keys_of(Action::Help).next();
+            let help = help.map_or_else(String::new, |help| format!("; {help} lists all keys"));
+            format!("{} is no key of any action{help}", keymap::name(key))
+        }
+    };
+    refuse(state, &why)
 }
 
 /// An action was asked for by key, palette or mouse.
@@ -235,7 +248,7 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
 fn possible(entry: &Entry, state: &UiState, snapshot: &Snapshot) -> Result<(), String> {
     let here = place(state);
     if !entry.places.contains(&here) {
-        return Err(format!("{} works in: {}", entry.name, hints::titles(entry)));
+        return Err(format!("{} {}", entry.name, hints::elsewhere(entry)));
     }
     entry.available(snapshot)
 }
@@ -272,7 +285,7 @@ fn detail(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
             }
             return Vec::new();
         }
-        None => return Vec::new(),
+        None => return nothing_selected(state),
     };
     state.popups.push(Popup::detail(subject.clone()));
     vec![Effect::Send(Command::Inspect(Some(subject)))]
@@ -335,6 +348,13 @@ fn single_step(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     let busy = snapshot.vcpus.iter().find(|vcpu| vcpu.pid.is_some_and(|pid| pid != 0));
     let vcpu = busy.or(snapshot.vcpus.first()).map_or(VcpuId(0), |vcpu| vcpu.id);
     vec![Effect::Send(Command::Step(vcpu))]
+}
+
+/// An action on a row found none.
+fn nothing_selected(state: &mut UiState) -> Vec<Effect> {
+    let what = state.focus.title().to_lowercase();
+    state.notify(Severity::Info, format!("nothing is selected in the {what}"));
+    Vec::new()
 }
 
 fn refuse(state: &mut UiState, why: &str) -> Vec<Effect> {

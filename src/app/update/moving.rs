@@ -6,14 +6,17 @@ use super::Effect;
 use crate::{
     engine::snapshot::Snapshot,
     ui::{
-        layout, rows,
+        self, layout, rows,
         state::{PaneId, Popup, UiState},
     },
 };
 
 /// The lines that a popup or a pane scrolls by at a page key.
 pub(super) fn page_height(state: &UiState) -> usize {
-    layout::visible_rows(state, state.focus).max(1)
+    match state.popups.last() {
+        Some(popup) => ui::popup_rows(state, popup),
+        None => layout::visible_rows(state, state.focus).max(1),
+    }
 }
 
 pub(super) fn step(state: &mut UiState, snapshot: &Snapshot, by: isize) -> Vec<Effect> {

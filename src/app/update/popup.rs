@@ -356,7 +356,10 @@ fn submit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         Purpose::Page => Command::RequestPage { target },
         Purpose::Memory => {
             let Some(va) = resolve(&target.place, snapshot) else {
-                dialog.error = Some(format!("'{}' is neither a symbol of this kernel nor an address", target.place));
+                dialog.error = Some(format!(
+                    "'{}' is neither a symbol of this kernel nor a register nor an address",
+                    target.place
+                ));
                 return Vec::new();
             };
             state.popups.pop();

@@ -105,11 +105,11 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
                 input(pen, rest(line, LABELS), &dialog.place, focused);
                 if dialog.place.value().is_empty() {
                     let hint = rest(line, LABELS + 2);
-                    pen.text(
-                        hint,
-                        "a symbol or an address, @PID for one process",
-                        Style { fg: theme.muted.fg, ..theme.input },
-                    );
+                    let what = match dialog.purpose {
+                        Purpose::Memory => "a symbol, an address or a register, @PID for another process",
+                        _ => "a symbol or an address, @PID for one process",
+                    };
+                    pen.text(hint, what, Style { fg: theme.muted.fg, ..theme.input });
                 }
                 let first = first_candidate(dialog);
                 for (nth, candidate) in dialog.candidates.iter().enumerate().skip(first).take(candidates) {
@@ -162,7 +162,8 @@ pub(super) fn add(pen: &mut Pen<'_>, screen: Rect, dialog: &AddDialog) {
         let line = next(1);
         pen.text(line, error, theme.failed);
     }
-    keys_below(pen, area, &[("enter", does), ("tab", "complete, next field"), ("esc", "give up")]);
+    let tab = if fields.len() > 1 { "complete, next field" } else { "complete" };
+    keys_below(pen, area, &[("enter", does), ("tab", tab), ("esc", "give up")]);
 }
 
 /// The box in which a column to sort by is chosen, and the first column shown.

@@ -17,12 +17,12 @@ use tui_input::Input;
 use super::{dialogs, inner, keys_below, open, rest};
 use crate::ui::{
     layout::centered,
-    pen::{Pen, height, width},
+    pen::{Pen, height, width, wrap},
     state::{KeyHint, UiState},
     theme::Theme,
 };
 
-const WIDTH: u16 = 92;
+const WIDTH: u16 = super::WIDEST;
 /// Columns for keys.
 const KEYS: u16 = 14;
 
@@ -33,7 +33,7 @@ pub(super) fn place(screen: Rect) -> Rect {
 }
 
 /// The lines below the search field.
-fn body(area: Rect) -> Rect {
+pub(super) fn body(area: Rect) -> Rect {
     let inner = inner(area);
     let search = inner.height.min(2);
     Rect { y: inner.y + search, height: inner.height - search, ..inner }
@@ -85,20 +85,18 @@ fn lines<'a>(ui: &'a UiState, search: &str, theme: &Theme, columns: u16) -> Vec<
             }
             lines.push(Line::from(Span::styled(group, theme.section)));
         }
-        let key = if hint.key.is_empty() { "-" } else { &hint.key };
-        let gap = " ".repeat(usize::from(keys.saturating_sub(width(key)).max(1)));
-        let mut line = vec![Span::raw("  ")];
-        if let Some(why) = &hint.why_not {
-            line.push(Span::styled(key, theme.key_disabled));
-            line.push(Span::raw(gap));
-            line.push(Span::styled(hint.doc.as_str(), theme.muted));
-            line.push(Span::styled(format!(" ({why})"), theme.muted));
-        } else {
-            line.push(Span::styled(key, theme.key));
-            line.push(Span::raw(gap));
-            line.push(Span::styled(hint.doc.as_str(), theme.key_label));
+        let (key_style, doc_style) =
+            if hint.enabled() { (theme.key, theme.key_label) } else { (theme.key_disabled, theme.muted) };
+        // Where it works is the heading already.
+        let why = hint.why_not.as_ref().filter(|why| !why.to_lowercase().ends_with(&hint.group.to_lowercase()));
+        let text = why.map_or_else(|| hint.doc.clone(), |why| format!("{} ({why})", hint.doc));
+        let indent = keys.max(width(&hint.key) + 1);
+        for (nth, part) in wrap(&text, columns.saturating_sub(2 + indent).max(8)).into_iter().enumerate() {
+            let key = if nth == 0 { hint.key.as_str() } else { "" };
+            let gap = " ".repeat(usize::from(indent - width(key)));
+            let spans = [Span::raw("  "), Span::styled(key, key_style), Span::raw(gap), Span::styled(part, doc_style)];
+            lines.push(Line::from_iter(spans));
         }
-        lines.push(Line::from(line));
     }
     lines
 }

@@ -119,6 +119,16 @@ pub(super) fn clamp_scroll(snapshot: &Snapshot, ui: &mut UiState) {
     ui.popups = popups;
 }
 
+/// The lines that a page up or down moves a popup by, which is as high as it gets when there is something to scroll.
+pub fn popup_rows(ui: &UiState, popup: &Popup) -> usize {
+    let screen = Rect { x: 0, y: 0, width: ui.size.0, height: ui.size.1 };
+    let room = match popup {
+        Popup::Help { .. } => help::body(help::place(screen)),
+        _ => inner(highest(screen, u16::MAX)),
+    };
+    usize::from(room.height).max(1)
+}
+
 fn desk<'a>(
     screen: Rect,
     snapshot: &'a Snapshot,
@@ -209,7 +219,12 @@ fn waiting(desk: &Desk<'_>, title: &str) -> Sheet {
 
 /// Where the box of a sheet goes: in the middle, as high as its text where that fits.
 fn place(screen: Rect, sheet: &Sheet) -> Rect {
-    let height = u16::try_from(sheet.lines.len()).unwrap_or(u16::MAX).saturating_add(2);
+    highest(screen, u16::try_from(sheet.lines.len()).unwrap_or(u16::MAX))
+}
+
+/// A box for so many lines, or for as many as there is room for.
+fn highest(screen: Rect, lines: u16) -> Rect {
+    let height = lines.saturating_add(2);
     let margin = if screen.height > 20 { 2 } else { 0 };
     centered(screen, WIDEST.min(screen.width), height.clamp(6, screen.height.saturating_sub(margin).max(6)))
 }

@@ -50,7 +50,7 @@ pub(super) fn find(pen: &mut Pen<'_>, screen: Rect, dialog: &FindDialog) {
     };
     let used = pen.text(line, &label, theme.popup_title);
     let field = rest(line, used);
-    let other = format!(" tab {} ", dialog.kind.next().word());
+    let other = format!(" tab: {} ", dialog.kind.next().word());
     let hint = if field.width >= 60 { width(&other) } else { 0 };
     let field = Rect { width: field.width - hint, ..field };
     dialogs::input(pen, field, &dialog.input, true);
