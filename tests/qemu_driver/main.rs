@@ -3,7 +3,7 @@
 mod fake;
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::unix::net::UnixListener,
     process::{Command, Stdio},
     time::Duration,
@@ -127,6 +127,21 @@ fn sockets_that_are_not_qemus() {
     assert!(attach("json", b"{\"hello\":1}\n", true).contains("not a QMP socket"));
     assert!(attach("prompt", b"(qemu) ", true).contains("not a QMP socket"));
     assert!(attach("silence", b"", true).contains("does not greet"));
+    // A gdb stub has stopped its guest for the client, and lets it go when it is told to.
+    let path = folder.path().join("stub");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let stub = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        stream.write_all(b"$T02thread:01;#04").expect("room");
+        let mut heard = [0; 8];
+        stream.read_exact(&mut heard).expect("a packet");
+        stream.write_all(b"+$OK#9a").expect("room");
+        heard
+    });
+    let qmp = Some(path.display().to_string());
+    let said = refusal(fake::attach(QemuOptions { qmp, ..QemuOptions::default() }));
+    assert_eq!(&stub.join().expect("no panic"), b"+$D;1#b0");
+    assert!(said.contains("gdb stub") && said.contains("runs again"), "{said}");
     let at = |qmp: &str| fake::attach(QemuOptions { qmp: Some(qmp.into()), ..QemuOptions::default() });
     assert!(refusal(at("/nonexistent/socket")).contains("/nonexistent/socket"));
     assert!(refusal(at("nonsense")).contains("not an address"));
@@ -428,6 +443,25 @@ fn another_debugger_is_named_and_left_alone() {
     assert!(refusal(driver.set_breakpoint(Va(BREAKPOINT))).contains("another debugger is connected"));
     assert_eq!(fake.take_log(), [""; 0]);
     assert!(fake.lock().running);
+}
+
+#[test]
+fn a_socket_that_is_no_gdb_stub_costs_no_guest() {
+    let fake = Fake::new();
+    let gdb = Some(format!("unix:{}", fake.path("other").display()));
+    let listener = UnixListener::bind(fake.path("other")).expect("a socket");
+    let other = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        stream.write_all(b"$no#stub").expect("room");
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let driver = fake::attach(QemuOptions { gdb, ..fake.options() }).expect("it attaches");
+    let refused = driver.set_breakpoint(Va(BREAKPOINT));
+    assert!(!matches!(refused, Err(VmiError::Lost(_))));
+    let said = refusal(refused);
+    assert!(said.contains("does not speak the gdb protocol") && !said.contains("gone"), "{said}");
+    other.join().expect("no panic");
+    assert!(driver.registers(VcpuId(0)).is_ok() && fake.lock().running);
 }
 
 #[test]

@@ -44,8 +44,10 @@ fn of_process(pid: u32) -> Result<Found, VmiError> {
         "process {pid} has no QMP socket on its command line; start QEMU with -qmp unix:PATH,server=on,wait=off, or \
          give the socket with --qmp"
     ));
-    for address in addresses(pid) {
-        match Qmp::connect(&address, TRIAL_TIME) {
+    let addresses = addresses(pid);
+    let greeting_time = if addresses.len() == 1 { GREETING_TIME } else { TRIAL_TIME };
+    for address in addresses {
+        match Qmp::connect(&address, greeting_time) {
             Ok(qmp) => return Ok(Found { qmp, pid: Some(pid) }),
             Err(error) => last = error,
         }

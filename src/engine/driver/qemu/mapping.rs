@@ -115,7 +115,7 @@ impl Mapping {
         let length = file.metadata()?.len();
         let end = offset.checked_add(bytes);
         if end.is_none_or(|end| end > length) {
-            let text = format!("the file has {length} bytes, the guest's memory would need {offset} + {bytes}");
+            let text = format!("the file has {length} bytes, the guest's memory needs {offset} + {bytes}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;

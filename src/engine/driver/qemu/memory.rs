@@ -188,7 +188,12 @@ fn torn() -> VmiError {
 
 fn map_users_file(path: &Path, bytes: u64) -> Result<Mapping, VmiError> {
     let mapped = File::open(path).and_then(|file| Mapping::new(&file, 0, bytes));
-    mapped.map_err(|error| VmiError::driver(format!("using {} as the guest's memory", path.display()), error))
+    mapped.map_err(|error| {
+        VmiError::Invalid(format!(
+            "using {} as the guest's memory: {error}; give the mem-path of QEMU's memory backend, or leave --memory out",
+            path.display()
+        ))
+    })
 }
 
 /// The best way to a block in QEMU's process: by the file behind it, or out of the process where that may be read.

@@ -45,7 +45,10 @@ impl Qmp {
     pub fn connect(address: &Address, greeting_time: Duration) -> Result<Self, VmiError> {
         let stream = Stream::connect(address, greeting_time).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => VmiError::Invalid(no_greeting(address)),
-            _ => VmiError::driver(format!("connecting to QEMU's QMP socket {address}"), error),
+            _ => VmiError::Invalid(format!(
+                "connecting to QEMU's QMP socket {address}: {error}; check that QEMU runs and listens there ('vmscope \
+                 guests' lists what runs here)"
+            )),
         })?;
         Self::over(stream, address, greeting_time)
     }
@@ -65,7 +68,16 @@ impl Qmp {
             version: (0, 0),
             lost: None,
         };
-        let greeting = match qmp.line(Instant::now() + greeting_time) {
+        let deadline = Instant::now() + greeting_time;
+        // A gdb stub has stopped its guest for us: that is not kept waiting for the end of a line. Whatever goes wrong
+        // here goes wrong below as well.
+        if wait_readable(&[qmp.fd()], deadline).is_ok_and(|(ready, _)| ready) {
+            let _ = qmp.stream.read_available(&mut qmp.received);
+        }
+        if qmp.received.starts_with(b"$T") {
+            return Err(qmp.let_go_of_a_stub());
+        }
+        let greeting = match qmp.line(deadline) {
             Ok(Some(line)) => line,
             // What has been said so far is no line of JSON, or nothing was said.
             Ok(None) if qmp.received.is_empty() => return Err(VmiError::Invalid(no_greeting(address))),
@@ -85,6 +97,19 @@ impl Qmp {
         qmp.version = version;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
+    }
+
+    /// A gdb stub stops its guest for whoever connects, says so, and leaves it stopped: detach lets it run again.
+    fn let_go_of_a_stub(&mut self) -> VmiError {
+        let deadline = Instant::now() + REPLY_TIME;
+        let sent = self.stream.send(b"+$D;1#b0", deadline);
+        let heard = sent.is_ok() && wait_readable(&[self.fd()], deadline).is_ok_and(|(heard, _)| heard);
+        let guest =
+            if heard { "the guest, which that had stopped, runs again" } else { "the guest may be stopped now" };
+        VmiError::Invalid(format!(
+            "{} is QEMU's gdb stub and not its QMP socket; give the one of QEMU's -qmp option ({guest})",
+            self.address
+        ))
     }
 
     /// QEMU's major and minor version.

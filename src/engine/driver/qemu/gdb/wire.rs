@@ -76,9 +76,12 @@ impl Wire {
         };
         // Its answer is a stop reply, like the unasked one that may come before it. A second client is not even heard.
         wire.send_bytes(&packet::encode(b"?"))?;
-        match wire.wait_stop(Instant::now() + FIRST_REPLY_TIME)? {
-            Some(_) => Ok(wire),
-            None => Err(VmiError::Invalid(format!(
+        match wire.wait_stop(Instant::now() + FIRST_REPLY_TIME) {
+            Ok(Some(_)) => Ok(wire),
+            // Whatever listens there, the guest itself is not lost with it.
+            Err(VmiError::Lost(why)) => Err(VmiError::Invalid(format!("no gdb stub was found: {why}"))),
+            Err(error) => Err(error),
+            Ok(None) => Err(VmiError::Invalid(format!(
                 "the gdb stub at {address} does not answer: another debugger holds it (it serves one at a time); end \
                  that one first"
             ))),
