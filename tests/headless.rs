@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, bounded};
 use serde_json::Value;
 use vmscope::{
     app::{
@@ -37,6 +37,8 @@ struct Manner {
     real_time: bool,
     /// Ends, as by a mistake of its own, when it is asked to pause.
     dies: bool,
+    /// Ends, as by a mistake of its own, before it has read the first command.
+    hears_nothing: bool,
     /// Lets no time pass while it is paused.
     stands_still: bool,
     /// Loses the guest when it is asked to pause.
@@ -72,6 +74,12 @@ fn engine(manner: Manner) -> Engine {
 impl Fake {
     fn run(mut self, requests: &Receiver<Request>) {
         self.publish();
+        if self.manner.hears_nothing {
+            let mut select = Select::new();
+            select.recv(requests);
+            select.ready();
+            return;
+        }
         loop {
             let patience = if self.manner.real_time { Duration::from_millis(1) } else { Duration::from_secs(60) };
             match requests.recv_timeout(patience) {
@@ -285,10 +293,12 @@ fn a_lost_guest_fails_a_script_with_its_reason() {
 
 #[test]
 fn an_engine_that_dies_is_told_and_does_not_hang_the_run() {
-    let manner = Manner { dies: true, ..Manner::default() };
-    let run = run(manner, plan("p j j", Some(100)));
-    assert!(run.ended.as_ref().is_err_and(|e| e.contains("the engine has ended")), "{:?}", run.ended);
-    assert!(run.text("out.txt").contains("the engine has ended"));
+    let dies = Manner { dies: true, ..Manner::default() };
+    for manner in [dies, Manner { hears_nothing: true, ..Manner::default() }] {
+        let run = run(manner, plan("p j j", Some(100)));
+        assert!(run.ended.as_ref().is_err_and(|e| e.contains("the engine has ended")), "{:?}", run.ended);
+        assert!(run.text("out.txt").contains("the engine has ended"));
+    }
 }
 
 #[test]

@@ -168,7 +168,11 @@ impl Console for Scripted {
                     Next::WaitFor(left)
                 };
             }
-            Status::Lost => return Next::Fail(format!("the guest was lost: {}", notice())),
+            Status::Lost => {
+                let why = notice();
+                let why = why.strip_prefix("the guest is gone: ").unwrap_or(&why);
+                return Next::Fail(format!("the guest was lost: {why}"));
+            }
             _ if situation.engine_ended => {
                 return Next::Fail(
                     "the engine has ended before the run was over; a log (--log-file) may say why".into(),

@@ -246,6 +246,9 @@ where
         }
         let mut longest = longest;
         let mut at_most = |time: Duration| longest = Some(longest.map_or(time, |longest| longest.min(time)));
+        if self.engine_ended && !self.pending.is_empty() {
+            at_most(Duration::ZERO);
+        }
         if !self.console.is_virtual() {
             if self.dirty {
                 at_most(self.drawn.map_or(Duration::ZERO, |drawn| FRAME.saturating_sub(drawn.elapsed())));
@@ -296,7 +299,8 @@ where
         let mut index = 0;
         while let Some(pending) = self.pending.get(index) {
             match pending.answer.try_recv() {
-                Err(TryRecvError::Empty) => index += 1,
+                // An engine whose end is known has answered what it will; commands that it never read stay in its queue.
+                Err(TryRecvError::Empty) if !self.engine_ended => index += 1,
                 answer => {
                     let pending = self.pending.remove(index);
                     match answer {

@@ -329,6 +329,7 @@ fn told(pen: &mut Pen<'_>, line: Rect, snapshot: &Snapshot, view: &MemoryView, h
         let plus = if found.more { "+" } else { "" };
         let words = match nth {
             Some(nth) => format!("   match {} of {}{plus}", nth + 1, found.places.len()),
+            None if found.places.len() == 1 && !found.more => "   1 match".to_owned(),
             None => format!("   {}{plus} matches", found.places.len()),
         };
         parts.push(Span::styled(words, on_bar(theme.tag)));
