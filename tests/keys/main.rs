@@ -293,6 +293,7 @@ fn a_key_that_does_nothing_says_why() {
     says("enter z", "zoom works in every pane");
     says("esc Q", "Q is no key of any action; ? lists all keys");
     says("6 d", "delete works in: Breakpoints, Page tables");
+    assert_eq!(user.state.notices.len(), 1, "one takes the place of the other");
     let mut nothing = snapshot();
     nothing.faults = Part::new(Vec::new());
     let mut user = User::with(nothing);

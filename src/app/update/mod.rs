@@ -115,7 +115,8 @@ fn means_nothing(state: &mut UiState, keymap: &Keymap, key: KeyCombination) -> V
             format!("{} is no key of any action{help}", keymap::name(key))
         }
     };
-    refuse(state, &why)
+    state.remark(why);
+    Vec::new()
 }
 
 /// An action was asked for by key, palette or mouse.
@@ -353,7 +354,7 @@ fn single_step(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
 /// An action on a row found none.
 fn nothing_selected(state: &mut UiState) -> Vec<Effect> {
     let what = state.focus.title().to_lowercase();
-    state.notify(Severity::Info, format!("nothing is selected in the {what}"));
+    state.remark(format!("nothing is selected in the {what}"));
     Vec::new()
 }
 

@@ -51,7 +51,9 @@ pub(super) fn burst(desk: &Desk<'_>, events: &[Event]) -> Sheet {
     let span = newest.at_ns.saturating_sub(first.at_ns);
     let more = u32::try_from(events.len() - 1).unwrap_or(u32::MAX);
     let rate = event_rate(more, span).map_or_else(String::new, |rate| format!(", {}/s", format::count(rate)));
-    sheet.field("times", &format!("{} in {}{rate}", events.len(), format::age(span)), theme.number);
+    // What is less than a tenth of a millisecond would read as none.
+    let within = if span < 100_000 { " at once".to_owned() } else { format!(" in {}", format::age(span)) };
+    sheet.field("times", &format!("{}{within}{rate}", events.len()), theme.number);
     sheet.section("Each of them (newest first)");
     for (nth, event) in events.iter().enumerate().rev() {
         let before = nth.checked_sub(1).and_then(|nth| events.get(nth));

@@ -9,9 +9,12 @@ use tui_input::Input;
 
 use super::{dialogs, rest};
 use crate::ui::{
-    pen::{Pen, width},
+    pen::{Pen, height, width, wrap},
     state::{FindDialog, PaneId, UiState},
 };
+
+/// Most lines of what is said about what is typed.
+const MOST_LINES: u16 = 4;
 
 pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, input: &Input) {
     let theme = pen.theme;
@@ -30,12 +33,20 @@ pub(super) fn draw(pen: &mut Pen<'_>, screen: Rect, ui: &UiState, pane: PaneId, 
     let count = width(&found).min(field.width / 2);
     dialogs::input(pen, Rect { width: field.width - count, ..field }, input, true);
     pen.right(Rect { x: field.right() - count, width: count, ..field }, &found, theme.muted);
-    if let Some(error) = state.filter.error()
-        && screen.height > 1
-    {
-        let above = Rect { y: line.y - 1, ..line };
-        pen.clear(above, theme.error);
-        pen.text(above, &format!(" {error}"), theme.error);
+    if let Some(error) = state.filter.error() {
+        above(pen, line, error);
+    }
+}
+
+/// Says what is wrong with what is typed, on the lines above it.
+fn above(pen: &mut Pen<'_>, line: Rect, error: &str) {
+    let style = pen.theme.error;
+    let words = wrap(error, line.width.saturating_sub(2).max(1));
+    let shown = height(words.len()).min(line.y).min(MOST_LINES);
+    for (y, words) in (line.y - shown..line.y).zip(&words) {
+        let row = Rect { y, ..line };
+        pen.clear(row, style);
+        pen.text(row, &format!(" {words}"), style);
     }
 }
 
@@ -59,9 +70,7 @@ pub(super) fn find(pen: &mut Pen<'_>, screen: Rect, dialog: &FindDialog) {
         pen.text(rest(field, 2), dialog.kind.example(), style);
     }
     pen.right(Rect { x: field.right(), width: hint, ..field }, &other, theme.muted);
-    if let Some(error) = dialog.error.as_deref().filter(|_| screen.height > 1) {
-        let above = Rect { y: line.y - 1, ..line };
-        pen.clear(above, theme.error);
-        pen.text(above, &format!(" {error}"), theme.error);
+    if let Some(error) = &dialog.error {
+        above(pen, line, error);
     }
 }

@@ -138,9 +138,18 @@ impl UiState {
     pub fn notify(&mut self, severity: Severity, text: impl Into<String>) {
         let text = text.into();
         self.notices.retain(|notice| notice.text != text);
-        self.notices.push(Notice { text, severity, ticks_left: severity.ticks(), logged: false });
+        self.notices.push(Notice { text, severity, ticks_left: severity.ticks(), logged: false, passing: false });
         let surplus = self.notices.len().saturating_sub(Notice::KEPT);
         self.notices.drain(..surplus);
+    }
+
+    /// Says something of no more than this moment: the next such word takes its place, and the log does not keep it.
+    pub fn remark(&mut self, text: impl Into<String>) {
+        self.notices.retain(|notice| !notice.passing);
+        self.notify(Severity::Info, text);
+        if let Some(notice) = self.notices.last_mut() {
+            (notice.logged, notice.passing) = (true, true);
+        }
     }
 
     /// Lets notices fade by one tick (a tenth of a second); answers whether one disappeared.
@@ -230,6 +239,8 @@ pub struct Notice {
     pub ticks_left: u16,
     /// Whether the log has it; it stays there.
     pub logged: bool,
+    /// Whether the next one like it takes its place.
+    pub passing: bool,
 }
 
 impl Notice {
