@@ -6,7 +6,9 @@
 //! ◐ ntdll!LdrLoadDll        7ffa`1c2a0000      0 pending
 //! ```
 
-use super::{Cell, hex_cell, key_sentence};
+use std::borrow::Cow;
+
+use super::{Cell, hex_cell, key_sentence, with_process};
 use crate::{
     engine::snapshot::{BreakpointState, Capability, Scope, Snapshot},
     ui::{
@@ -30,31 +32,36 @@ pub(in crate::ui) fn state_glyph(state: BreakpointState, theme: &Theme, glyphs: 
     }
 }
 
-/// `addressed` tells whether the address has a column of its own.
+/// `addressed` and `scoped` tell whether address and scope have a column of their own.
 pub(super) fn cell<'a>(
     pen: &Pen<'_>,
     snapshot: &'a Snapshot,
     row: RowRef,
     column: Column,
     width: u16,
-    addressed: bool,
+    (addressed, scoped): (bool, bool),
 ) -> Option<Cell<'a>> {
     let theme = pen.theme;
     let breakpoint = snapshot.breakpoints.get(row.index as usize)?;
     let (glyph, style) = state_glyph(breakpoint.state, theme, pen.glyphs);
     let off = breakpoint.state == BreakpointState::Disabled;
     let unless_off = |style| if off { theme.disabled } else { style };
+    let pid = match breakpoint.scope {
+        Scope::Global => None,
+        Scope::Process(pid) => Some(pid),
+    };
+    let scoped = |place: Cow<'a, str>| with_process(pen, place, pid.filter(|_| !scoped), width);
     Some(match column {
         Column::State => Cell::new(glyph.to_string(), style),
         Column::Symbol if breakpoint.symbol.is_empty() && addressed => Cell::new("(no symbol)", theme.muted),
         Column::Symbol if breakpoint.symbol.is_empty() => {
-            Cell::new(format::Address(breakpoint.address.0).to_string(), unless_off(theme.address))
+            Cell::new(scoped(format::Address(breakpoint.address.0).to_string().into()), unless_off(theme.address))
         }
-        Column::Symbol => Cell::new(breakpoint.symbol.as_str(), unless_off(theme.symbol)),
+        Column::Symbol => Cell::new(scoped(breakpoint.symbol.as_str().into()), unless_off(theme.symbol)),
         Column::Address => Cell::new(format::Address(breakpoint.address.0).to_string(), unless_off(theme.address)),
-        Column::Scope => match breakpoint.scope {
-            Scope::Global => Cell::new("global", theme.muted),
-            Scope::Process(pid) => Cell::new(pid.to_string(), unless_off(theme.number)),
+        Column::Scope => match pid {
+            None => Cell::new("global", theme.muted),
+            Some(pid) => Cell::new(pid.to_string(), unless_off(theme.number)),
         },
         Column::View => Cell::new(breakpoint.view.to_string(), theme.muted),
         Column::Physical => hex_cell(pen, breakpoint.pa.map(|pa| pa.0), theme.muted),

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use ratatui::style::Style;
 
-use super::{Cell, nothing};
+use super::{Cell, nothing, with_end};
 use crate::{
     engine::snapshot::{Event, EventKind, Snapshot},
     ui::{
@@ -47,16 +47,7 @@ pub(in crate::ui) fn process_words(event: &Event) -> Cow<'_, str> {
 fn process_cell(event: &Event, columns: u16, ellipsis: char) -> Cow<'_, str> {
     let whole = process_words(event);
     let Some(pid) = event.pid.filter(|_| width(&whole) > columns) else { return whole };
-    let id = format!("{ellipsis} {pid}");
-    let mut name = String::new();
-    for c in event.process.chars() {
-        name.push(c);
-        if width(&name) + width(&id) > columns {
-            name.pop();
-            break;
-        }
-    }
-    Cow::Owned(name + &id)
+    Cow::Owned(with_end(&event.process, &format!(" {pid}"), columns, ellipsis))
 }
 
 /// What happened, without the process where a column of its own names it.

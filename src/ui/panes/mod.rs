@@ -255,14 +255,14 @@ fn draw_row(
     columns: &[Placed],
 ) {
     let has = |id| columns.iter().any(|column| column.spec.id == id);
-    let (addressed, named) = (has(Column::Address), has(Column::Process));
+    let (addressed, named, scoped) = (has(Column::Address), has(Column::Process), has(Column::Scope));
     for column in columns {
         let area = Rect { x: line.x + 1 + column.x, width: column.width, ..line };
         let what = column.spec.id;
         let cell = match pane.id {
             PaneId::Processes => processes::cell(pen, snapshot, ui, row, what),
-            PaneId::Breakpoints => breakpoints::cell(pen, snapshot, row, what, column.width, addressed),
-            PaneId::Tables => tables::cell(pen, snapshot, row, what, addressed),
+            PaneId::Breakpoints => breakpoints::cell(pen, snapshot, row, what, column.width, (addressed, scoped)),
+            PaneId::Tables => tables::cell(pen, snapshot, row, what, column.width, (addressed, named)),
             PaneId::Faults => faults::cell(pen, snapshot, row, what),
             PaneId::Events => events::cell(pen, snapshot, row, what, column.width, named),
             PaneId::Log => None,
@@ -323,6 +323,30 @@ fn sentence_in_the_middle(pen: &mut Pen<'_>, area: Rect, sentence: &str) {
 fn key_sentence(ui: &UiState, action: &str, does: &str) -> String {
     let key = ui.help.iter().find(|hint| hint.name == action).and_then(|hint| hint.key.split(' ').next());
     key.filter(|key| !key.is_empty()).map_or_else(String::new, |key| format!(" Press {key} to {does}."))
+}
+
+/// A text and its end, which stays when there is no room for both.
+fn with_end(text: &str, end: &str, columns: u16, ellipsis: char) -> String {
+    if width(text) + width(end) <= columns {
+        return format!("{text}{end}");
+    }
+    let mut start = String::new();
+    for c in text.chars() {
+        start.push(c);
+        if width(&start) + width(end) >= columns {
+            start.pop();
+            break;
+        }
+    }
+    format!("{start}{ellipsis}{end}")
+}
+
+/// A place and the process that it is in, where that has no column of its own.
+fn with_process<'a>(pen: &Pen<'_>, place: Cow<'a, str>, pid: Option<u32>, columns: u16) -> Cow<'a, str> {
+    match pid {
+        Some(pid) => Cow::Owned(with_end(&place, &format!("@{pid}"), columns, pen.glyphs.ellipsis)),
+        None => place,
+    }
 }
 
 /// The cell of a missing value.

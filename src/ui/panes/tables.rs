@@ -6,7 +6,9 @@
 //! ○ out                    7ffa`1c2a0000   648        -    -    8   12ms
 //! ```
 
-use super::{Cell, hex_cell, key_sentence, nothing};
+use std::borrow::Cow;
+
+use super::{Cell, hex_cell, key_sentence, nothing, with_process};
 use crate::{
     engine::snapshot::{Capability, Snapshot},
     ui::{
@@ -17,23 +19,26 @@ use crate::{
     },
 };
 
-/// `addressed` tells whether the address has a column of its own.
+/// `addressed` and `named` tell whether address and process have a column of their own.
 pub(super) fn cell<'a>(
     pen: &Pen<'_>,
     snapshot: &'a Snapshot,
     row: RowRef,
     column: Column,
-    addressed: bool,
+    columns: u16,
+    (addressed, named): (bool, bool),
 ) -> Option<Cell<'a>> {
     let theme = pen.theme;
     let table = snapshot.page_tables.get(row.index as usize)?;
+    let within = |place: Cow<'a, str>| with_process(pen, place, table.pid.filter(|_| !named), columns);
     Some(match column {
         Column::State if table.paged_in => Cell::new(format!("{} in", pen.glyphs.on), theme.paged_in),
         Column::State => Cell::new(format!("{} out", pen.glyphs.off), theme.paged_out),
         Column::Symbol if table.symbol.is_empty() && !addressed => {
-            Cell::new(format::Address(table.address.0).to_string(), theme.address)
+            Cell::new(within(format::Address(table.address.0).to_string().into()), theme.address)
         }
-        Column::Symbol => Cell::new(table.symbol.as_str(), theme.symbol),
+        Column::Symbol if table.symbol.is_empty() => Cell::new("", theme.symbol),
+        Column::Symbol => Cell::new(within(table.symbol.as_str().into()), theme.symbol),
         Column::Address => Cell::new(format::Address(table.address.0).to_string(), theme.address),
         Column::Process => table.pid.map_or_else(|| nothing(pen), |pid| Cell::new(pid.to_string(), theme.number)),
         Column::Root => Cell::new(format!("{:x}", table.root.0), theme.muted),

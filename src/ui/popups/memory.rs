@@ -282,6 +282,7 @@ fn walk_sheet(desk: &Desk<'_>, view: &MemoryView, memory: &MemoryDetail) -> Shee
         sheet.gap();
         sheet.text("The address is not mapped, or what it maps to is no memory.", desk.theme.missing);
     }
+    walk::end(&mut sheet, desk, view.cursor, &memory.walk);
     sheet
 }
 

@@ -134,6 +134,28 @@ pub(super) fn levels(sheet: &mut Sheet, desk: &Desk<'_>, va: Va, walk: &[WalkEnt
     }
 }
 
+/// Where a walk ends: the physical address of what `va` maps to, and the size of its page in bytes. `None` when the last
+/// entry is not present or leads to another table (Intel SDM volume 3A, section 4.5).
+fn leads_to(va: Va, walk: &[WalkEntry]) -> Option<(u64, u64)> {
+    let last = walk.last().filter(|last| last.flags.contains(&"present"))?;
+    let page_bytes: u64 = match (last.level, last.entry >> 7 & 1) {
+        ("PT", _) => 1 << 12,
+        ("PD", 1) => 1 << 21,
+        ("PDPT", 1) => 1 << 30,
+        _ => return None,
+    };
+    Some((last.entry & FRAME & !(page_bytes - 1) | va.0 & (page_bytes - 1), page_bytes))
+}
+
+/// Says where a walk ends.
+pub(super) fn end(sheet: &mut Sheet, desk: &Desk<'_>, va: Va, walk: &[WalkEntry]) {
+    if let Some((pa, page_bytes)) = leads_to(va, walk) {
+        sheet.gap();
+        let text = format!("physical {pa:x}, in a page of {}", format::size(page_bytes));
+        sheet.field("maps to", &text, desk.theme.paged_in);
+    }
+}
+
 /// The index into a level's table that an address selects: nine bits each, the PT's from bit 12.
 fn index(level: &str, va: Va) -> Option<u64> {
     let shift = match level {
@@ -189,6 +211,21 @@ mod tests {
         let va = Va(0xffff_f803_1c2a_41f0);
         let indices = ["PML5", "PML4", "PDPT", "PD", "PT", "?"].map(|level| index(level, va));
         assert_eq!(indices, [Some(0x1ff), Some(0x1f0), Some(0xc), Some(0xe1), Some(0xa4), None]);
+    }
+
+    #[test]
+    fn a_walk_ends_in_a_page_of_some_size() {
+        let walk = |level, entry, flags: &[&'static str]| {
+            vec![WalkEntry { level, entry_pa: Default::default(), entry, previous: None, flags: flags.to_vec() }]
+        };
+        let va = Va(0xffff_f803_1c2a_41f0);
+        let present = ["present"];
+        assert_eq!(leads_to(va, &walk("PT", 0x8000_0000_01f4_0867, &present)), Some((0x1f4_01f0, 0x1000)));
+        assert_eq!(leads_to(va, &walk("PD", 0x1_2020_10e7, &present)), Some((0x1_202a_41f0, 0x20_0000)));
+        assert_eq!(leads_to(va, &walk("PDPT", 0x1_4000_00e7, &present)), Some((0x1_5c2a_41f0, 0x4000_0000)));
+        assert_eq!(leads_to(va, &walk("PD", 0x1_2020_1067, &present)), None, "a table that could not be read");
+        assert_eq!(leads_to(va, &walk("PT", 0x1f4_0866, &[])), None);
+        assert_eq!(leads_to(va, &[]), None);
     }
 
     #[test]

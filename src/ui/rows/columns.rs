@@ -84,11 +84,11 @@ const TABLES: &[ColumnSpec] = &[
 const FAULTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "STATE", "state", 12, 0),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 0).right(),
-    ColumnSpec::new(Column::Process, "PROC", "process", 6, 4).right(),
+    ColumnSpec::new(Column::Process, "PROC", "process", 6, 3).right(),
     ColumnSpec::new(Column::Root, "ROOT", "root", 9, 6).right(),
-    ColumnSpec::new(Column::Attempts, "TRY", "attempts", 3, 3).right(),
+    ColumnSpec::new(Column::Attempts, "TRY", "attempts", 3, 4).right(),
     ColumnSpec::new(Column::Time, "AGE", "age", 6, 1).right(),
-    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 16, 2).grow(2, 32),
+    ColumnSpec::new(Column::AskedBy, "ASKED BY", "asked-by", 15, 2).grow(2, 32),
     ColumnSpec::new(Column::Note, "NOTE", "note", 16, 5).grow(4, 200),
     ColumnSpec::new(Column::Seq, "", "asked", 0, ColumnSpec::SORT_ONLY),
 ];
@@ -104,6 +104,9 @@ const EVENTS: &[ColumnSpec] = &[
 
 /// Most cells that the lines of a tree are given at the cost of other columns.
 const MOST_INDENT: u16 = 12;
+
+/// Rank from which on columns give way to them.
+const INDENT_RANK: u8 = 3;
 
 /// The columns of a pane, left to right; the log has none.
 pub const fn columns(pane: PaneId) -> &'static [ColumnSpec] {
@@ -134,7 +137,7 @@ pub fn fit(pane: PaneId, list: &Rows, width: u16) -> Vec<Placed> {
     let shown = |spec: &&ColumnSpec| spec.rank != ColumnSpec::SORT_ONLY && !list.tally().empty.contains(&spec.id);
     let mut columns: Vec<ColumnSpec> = columns(pane).iter().filter(shown).copied().collect();
     // The names of a tree stand two cells further in with each generation.
-    let indent = (2 * list.deepest()).min(MOST_INDENT);
+    let mut indent = (2 * list.deepest()).min(MOST_INDENT);
     for name in columns.iter_mut().filter(|column| column.id == Column::Name) {
         (name.width, name.most) = (name.width + indent, name.most + indent);
     }
@@ -144,9 +147,19 @@ pub fn fit(pane: PaneId, list: &Rows, width: u16) -> Vec<Placed> {
     while needed(&columns) > room {
         let weakest = columns.iter().enumerate().max_by_key(|(_, column)| column.rank);
         match weakest {
-            Some((place, column)) if column.rank > 0 => columns.remove(place),
+            // What is worth more than the ends of names stays.
+            Some((_, column)) if column.rank < INDENT_RANK && indent > 0 => {
+                let less = indent.min(needed(&columns) - room);
+                for name in columns.iter_mut().filter(|column| column.id == Column::Name) {
+                    name.width -= less;
+                }
+                indent = 0;
+            }
+            Some((place, column)) if column.rank > 0 => {
+                columns.remove(place);
+            }
             _ => break,
-        };
+        }
     }
     let mut spare = room.saturating_sub(needed(&columns));
     let mut shares: u16 = columns.iter().map(|column| column.grow).sum();
