@@ -165,7 +165,7 @@ fn a_reset_leaves_the_old_kernel_and_sets_its_rows_in_the_new_one() {
     assert_eq!(ended, Ended::Asked);
     let after = screen.now();
     assert_eq!((after.status, after.notice.as_deref()), (Status::Running, None));
-    assert!(told(&after, "the kernel was found again") && told(&after, "1 breakpoints are set again"));
+    assert!(told(&after, "the kernel was found again") && told(&after, "1 breakpoint is set again"));
     assert_ne!(after.guest.kernel_base, before.guest.kernel_base);
     for (old, new) in before.breakpoints.iter().zip(after.breakpoints.iter()).take(2) {
         assert_eq!((old.id, &old.symbol, &old.tag, old.state), (new.id, &new.symbol, &new.tag, new.state));

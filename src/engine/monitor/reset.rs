@@ -64,7 +64,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         self.tables.retain(|_, row| row.pid.is_none());
         let waiting = self.breakpoints.values().filter(|row| row.is_on()).count();
-        let text = format!("the guest was reset: its kernel is looked for again, {waiting} breakpoints wait for it");
+        let waiting =
+            if waiting == 1 { "1 breakpoint waits".to_owned() } else { format!("{waiting} breakpoints wait") };
+        let text = format!("the guest was reset: its kernel is looked for again, {waiting} for it");
         tracing::warn!("{text}");
         self.log.say(at_ns, EventKind::Vm, text);
         self.publisher.breakpoints_changed = true;
@@ -125,10 +127,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         self.sync_breakpoints();
         let base = os.kernel_image_base();
-        let mut text =
-            format!("the kernel was found again: {} at {base}, {set} breakpoints are set again", os.version());
+        let set = if set == 1 { "1 breakpoint is".to_owned() } else { format!("{set} breakpoints are") };
+        let mut text = format!("the kernel was found again: {} at {base}, {set} set again", os.version());
         if failed > 0 {
-            text = format!("{text}, {failed} places could not be");
+            let places = if failed == 1 { "place" } else { "places" };
+            text = format!("{text}, {failed} {places} could not be");
         }
         told(&Ok(Done::Said(text.clone())));
         self.log.say(vmi.driver().clock_ns(), EventKind::Vm, text);

@@ -154,7 +154,12 @@ where
     let mut attempt = |step: &str, action: &mut dyn FnMut() -> Result<(), VmiError>| match caught(action) {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::warn!(%error, step, "teardown");
+            // Of a guest that is gone there is nothing to tell at each step.
+            if let VmiError::Lost(_) = error {
+                tracing::debug!("the way out, {step}: {error}");
+            } else {
+                tracing::warn!("the way out, {step}: {error}");
+            }
             true
         }
         Err(panic) => {

@@ -82,8 +82,11 @@ pub(super) fn cell<'a>(
                 Cell::new(now + &bars, theme.sparkline)
             }
             BreakpointState::Pending => Cell::new("pending", style),
-            // Storm control takes a breakpoint out with a reason; a user needs none.
-            BreakpointState::Disabled if breakpoint.error.is_some() => Cell::new("storm", theme.pending),
+            // Storm control takes a breakpoint out and says so; a user needs no reason.
+            BreakpointState::Disabled if breakpoint.error.as_deref().is_some_and(|why| why.starts_with("storm")) => {
+                Cell::new("storm", theme.pending)
+            }
+            BreakpointState::Disabled if breakpoint.error.is_some() => Cell::new("ended", theme.pending),
             BreakpointState::Disabled => Cell::new("off", style),
             BreakpointState::Failed => Cell::new("failed", style),
         },

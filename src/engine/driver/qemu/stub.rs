@@ -187,7 +187,9 @@ impl Drop for Control {
         match left {
             Err(error) if !qemu_has_ended => {
                 // The guardian sees our end of its pipe close without a word, and tries by itself.
-                tracing::warn!(%error, "could not leave the guest as it was found; the guardian process goes on trying");
+                tracing::warn!(
+                    "could not leave the guest as it was found, and the guardian process goes on trying: {error}"
+                );
             }
             _ => {
                 if let Some(guardian) = guardian {
