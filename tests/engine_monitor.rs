@@ -6,8 +6,8 @@ use crossbeam_channel::bounded;
 use vmscope::engine::{
     command::{Answer, Command, Done, Engine, Request, Subject, Target},
     snapshot::{
-        Breakpoint, BreakpointState, Detail, EventKind, Fault, FaultState, Process, ProcessFlag, Scope, Snapshot,
-        Status, Table, Va,
+        Breakpoint, BreakpointState, Detail, Event, EventKind, Fault, FaultState, Process, ProcessFlag, Scope,
+        Snapshot, Status, Table, Va,
     },
     worker::{DemoOptions, StartOptions, start_demo},
 };
@@ -185,7 +185,10 @@ fn a_missing_page_is_brought_in_and_an_impossible_one_is_given_up() {
     demo.ask(Command::InjectFault(row.id)).expect("an injection");
     let find = |s: &Snapshot, row: &Fault| s.faults.iter().find(|fault| fault.id == row.id).cloned();
     let done = demo.until("the page", |s| find(s, &row).is_none_or(|fault| fault.state == FaultState::Resolved));
-    assert!(done.events.iter().any(|event| event.kind == EventKind::Fault));
+    let told = |event: &&Event| event.kind == EventKind::Fault && event.text.starts_with(&row.address.to_string());
+    let told = done.events.iter().find(told).expect("an event");
+    assert_eq!(told.pid, Some(pid), "{told:?}");
+    assert!(!told.process.is_empty() && !told.text.contains("root"), "{told:?}");
 
     // Nothing is ever mapped there: the guest's own exception dispatcher says so, once.
     let answer = demo.ask(Command::RequestPage { target: Target::parse(&format!("0x10000@{pid}")).expect("a place") });

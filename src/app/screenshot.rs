@@ -38,6 +38,9 @@ pub struct Screenshot {
     pub file: Option<PathBuf>,
 }
 
+/// The forms that there are.
+const KNOWN: &str = "use .txt, .ansi, .svg, .png or .json";
+
 impl FromStr for Screenshot {
     type Err = String;
 
@@ -47,7 +50,6 @@ impl FromStr for Screenshot {
             return Ok(Self { format: Format::Text, file: None });
         }
         let file = PathBuf::from(text);
-        let known = "use .txt, .ansi, .svg, .png or .json, or - for text on standard output";
         let extension = file.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         let format = match extension.as_deref() {
             Some("txt") => Format::Text,
@@ -55,8 +57,8 @@ impl FromStr for Screenshot {
             Some("svg") => Format::Svg,
             Some("png") => Format::Png,
             Some("json") => Format::Json,
-            Some(other) => return Err(format!("no screenshot can be written as '.{other}'; {known}")),
-            None => return Err(format!("'{text}' has no extension that says which form is wanted; {known}")),
+            Some(other) => return Err(format!("no screenshot can be written as '.{other}'; {KNOWN}")),
+            None => return Err(format!("'{text}' has no extension that says which form is wanted; {KNOWN}")),
         };
         Ok(Self { format, file: Some(file) })
     }

@@ -92,7 +92,8 @@ fn parts(snapshot: &Snapshot, ui: &UiState, theme: &Theme, glyphs: &Glyphs) -> V
         parts.push(Part::new(3, "[read-only]", theme.read_only));
     }
     let rates = &snapshot.event_rates;
-    if let Some(&rate) = rates.last() {
+    // A guest that stands still does nothing, whatever it did in its last second.
+    if let Some(&rate) = rates.last().filter(|_| snapshot.status != Status::Paused) {
         parts.push(Part::new(4, format!("{} ev/s", format::short_count(rate)), theme.header));
         if rates.len() > 1 {
             parts.push(Part::new(7, glyphs.spark(rates, 12), on_bar(theme.sparkline)));

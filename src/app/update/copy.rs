@@ -20,8 +20,11 @@ pub(super) fn marked(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     let rows = targets(state);
     let lines: Vec<String> =
         rows.iter().flat_map(|&row| facts(snapshot, state.focused(), row)).map(|row| line(&row)).collect();
-    let said = if rows.len() == 1 { "copied one row" } else { "copied the marked rows" };
-    send(state, &lines, said.to_owned())
+    let said = match rows.len() {
+        1 => "copied one row".to_owned(),
+        marked => format!("copied the {marked} marked rows"),
+    };
+    send(state, &lines, said)
 }
 
 /// Copies every row that the focused pane shows, below the names of its columns.

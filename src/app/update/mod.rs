@@ -315,7 +315,10 @@ fn add(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
 fn memory_here(state: &mut UiState, snapshot: &Snapshot, mode: MemoryMode) -> Vec<Effect> {
     match memory::selected_address(state, snapshot) {
         Some((pid, va)) => memory::open(state, pid, va, mode),
-        None => refuse(state, "memory-here: nothing with an address is selected; m asks for one"),
+        None => {
+            let action = if mode == MemoryMode::Walk { "page-walk" } else { "memory-here" };
+            refuse(state, &format!("{action}: nothing with an address is selected; m asks for one"))
+        }
     }
 }
 

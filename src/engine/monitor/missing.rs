@@ -285,8 +285,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         self.follow_faults(vmi);
         for change in self.faults.take_changes() {
-            let text = format!("{} in root {}: {}", change.ctx.va, change.ctx.root, change.note);
-            self.log.push(at_ns, EventKind::Fault, (change.vcpu, None, String::new()), text);
+            let owner = self.processes.iter().find(|process| process.root == Some(change.ctx.root));
+            let (pid, name) = owner.map_or((None, String::new()), |process| (Some(process.pid), process.name.clone()));
+            // The root says whose page it is where no process does.
+            let root = if pid.is_some() { String::new() } else { format!(" in root {}", change.ctx.root) };
+            let text = format!("{}{root}: {}", change.ctx.va, change.note);
+            self.log.push(at_ns, EventKind::Fault, (change.vcpu, pid, name), text);
         }
     }
 }

@@ -92,7 +92,8 @@ fn missing(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     let places: Vec<String> = detail.missing.iter().take(16).map(|va| format::Address(va.0).to_string()).collect();
     let more = if detail.missing.len() > 16 { " and more" } else { "" };
     sheet.gap();
-    let text = format!("Not in memory: {}{more}. The Faults pane can ask the guest for them.", places.join(", "));
+    let them = if places.len() == 1 { "it" } else { "them" };
+    let text = format!("Not in memory: {}{more}. The Faults pane can ask the guest for {them}.", places.join(", "));
     sheet.text(&text, desk.theme.missing);
 }
 
