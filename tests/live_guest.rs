@@ -24,11 +24,13 @@ fn opens_are_counted_and_looking_at_processes_starts_none() {
     let said = guest.sh("work open 321");
     assert!(said.starts_with("open ") && said.ends_with(" s 321\n"), "{said}");
 
+    let forks = guest.forks();
     let (before, after) = (guest.ps(), guest.ps());
     let pids = |list: &[live::guest::Process]| list.iter().map(|process| process.pid).collect::<HashSet<_>>();
     assert!(before.iter().any(|process| (process.pid, process.name.as_str()) == (1, "init")));
     assert!(before.iter().any(|process| (process.pid, process.name.as_str()) == (2, "kthreadd")));
     let last = guest.sh("sh -c 'echo $$'").trim().parse::<i32>().expect("a process identifier");
+    assert!(guest.forks() > forks);
     assert!(pids(&before).union(&pids(&after)).all(|&pid| pid < last));
     assert!(!after.iter().any(|process| process.name == "cat"));
 }

@@ -25,11 +25,11 @@ use vmscope::engine::{
 /// The process list equals the guest's own `/proc`.
 fn processes_agree(guest: &mut Guest, dashboard: &Dashboard) {
     for _ in 0..20 {
-        let before = guest.ps();
+        let (forks, before) = (guest.forks(), guest.ps());
         dashboard.ask(Command::Refresh).expect("a refresh");
         let snapshot = dashboard.engine.snapshot.load_full();
-        if before != guest.ps() {
-            // Something started or ended meanwhile; that is not the engine's doing.
+        if before != guest.ps() || forks != guest.forks() {
+            // Something started or ended meanwhile, or both; that is not the engine's doing.
             continue;
         }
         assert!(!snapshot.processes_truncated);

@@ -18,7 +18,7 @@ use live::{
 use portable_pty::{Child, CommandBuilder, PtySize, native_pty_system};
 use vmscope::engine::{
     command::{Command, Target},
-    snapshot::{BreakpointState, Scope, Status},
+    snapshot::{Breakpoint, BreakpointState, Scope, Status},
     worker::StartOptions,
 };
 
@@ -33,6 +33,8 @@ fn start() -> StartOptions {
 fn an_engine_that_stands_by_leaves_nothing_that_stops_the_guest() {
     let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
     let dashboard = Dashboard::open(&guest, true, start());
+    let is_on = |row: &Breakpoint| row.state == BreakpointState::Active;
+    dashboard.wait("the breakpoint", |s| s.breakpoints.first().is_some_and(is_on));
     guest.sh("cat /proc/version");
     dashboard.wait("a hit", |s| s.counters.hits > 0);
     let off = Target::parse("do_exit").expect("a place");
@@ -153,7 +155,7 @@ fn cells(count: u16) -> std::num::NonZeroU16 {
 fn ctrl_z_leaves_a_guest_that_runs_until_fg() {
     let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
     let mut session = Session::start(guest.attach_arguments());
-    session.until("the breakpoint", |session| session.text().contains("do_sys_openat2"));
+    session.until("the breakpoint", |session| session.text().contains("● do_sys_openat2"));
     guest.sh("cat /proc/version");
     session.until("a hit", |session| session.hits().is_some_and(|hits| hits > 0));
     session.press("\x1a");

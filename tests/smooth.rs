@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -37,6 +37,15 @@ const RATE: u64 = 30;
 struct Counting {
     screen: TestBackend,
     frames: Arc<AtomicU64>,
+    unheard: Arc<Unheard>,
+}
+
+/// Frames while a key has been pressed and its command has not come.
+#[derive(Default)]
+struct Unheard {
+    /// Where the command is to come, while it is waited for.
+    requests: Mutex<Option<Receiver<Request>>>,
+    frames: AtomicU64,
 }
 
 impl Backend for Counting {
@@ -81,6 +90,9 @@ impl Backend for Counting {
     /// Once a frame.
     fn flush(&mut self) -> Result<(), Infallible> {
         self.frames.fetch_add(1, Ordering::SeqCst);
+        if self.unheard.requests.lock().unwrap().as_ref().is_some_and(Receiver::is_empty) {
+            self.unheard.frames.fetch_add(1, Ordering::SeqCst);
+        }
         self.screen.flush()
     }
 }
@@ -138,6 +150,7 @@ fn key(code: KeyCode) -> Input {
 struct Run {
     keys: Sender<Input>,
     frames: Arc<AtomicU64>,
+    unheard: Arc<Unheard>,
     thread: thread::JoinHandle<String>,
 }
 
@@ -146,13 +159,15 @@ impl Run {
         let (keys, inputs) = bounded(1024);
         let frames = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&frames);
+        let unheard = Arc::new(Unheard::default());
+        let missed = Arc::clone(&unheard);
         let thread = thread::spawn(move || {
-            let screen = Counting { screen: TestBackend::new(120, 40), frames: counted };
+            let screen = Counting { screen: TestBackend::new(120, 40), frames: counted, unheard: missed };
             let mut terminal = Terminal::new(screen).unwrap();
             Loop::new(&mut terminal, &mut Fingers(inputs), engine, Setup::default()).run().unwrap();
             terminal.backend().screen.buffer().content.iter().map(Cell::symbol).collect()
         });
-        Self { keys, frames, thread }
+        Self { keys, frames, unheard, thread }
     }
 
     fn frames(&self) -> u64 {
@@ -219,17 +234,17 @@ fn a_key_in_a_flood_is_answered_before_the_next_frame() {
             pictures += 1;
             guest.publish(pictures);
         }
-        let pressed = run.frames();
         run.keys.send(key(KeyCode::Char('p'))).unwrap();
+        *run.unheard.requests.lock().unwrap() = Some(guest.requests.clone());
         // The flood goes on until the engine has the command.
-        let request = loop {
+        while guest.requests.is_empty() {
             pictures += 1;
             guest.publish(pictures);
-            if let Ok(request) = guest.requests.try_recv() {
-                break request;
-            }
-        };
-        let waited = run.frames() - pressed;
+        }
+        *run.unheard.requests.lock().unwrap() = None;
+        let request = guest.requests.recv().unwrap();
+        // The one that was under way.
+        let waited = run.unheard.frames.swap(0, Ordering::SeqCst);
         assert!(matches!(request.command, Command::Pause), "{:?}", request.command);
         assert!(waited <= 1, "{waited} frames were drawn before the key was heard");
         request.answer.send(Ok(Done::Quiet)).unwrap();

@@ -259,6 +259,8 @@ fn frames_are_shown_as_a_whole() {
     session.shows("Take everything out of the guest and leave");
     session.press("\x1b");
     session.shows_no_more("Take everything out of the guest and leave");
+    // The guest runs, so there is always a next one.
+    session.wait("several frames", |session| session.raw.windows(8).filter(|&at| at == b"\x1b[?2026h").count() > 3);
     session.press("q");
     session.ends();
     let raw = String::from_utf8_lossy(&session.raw).into_owned();
@@ -319,7 +321,8 @@ fn ctrl_z_gives_the_terminal_to_the_shell_until_fg() {
     session.press("\x1a");
     // The modes come last, after all that is written.
     session.wait("the terminal is given back", |session| {
-        !session.screen.screen().alternate_screen() && canonical(session.master.as_ref())
+        let screen = session.screen.screen();
+        !screen.alternate_screen() && !screen.hide_cursor() && canonical(session.master.as_ref())
     });
     session.is_restored();
     let until = Instant::now() + BOUND;
