@@ -267,6 +267,16 @@ fn quitting_asks_only_when_something_is_set() {
     assert!(user.press("n").is_empty());
     assert!(user.popup().is_none());
     assert!(user.press("q tab enter").is_empty(), "the other answer was chosen");
+    let said = |user: &mut User| {
+        user.press("q");
+        let Some(Popup::Confirm(question)) = user.popup() else { panic!("{:?}", user.popup()) };
+        let text = question.text.clone();
+        user.press("n");
+        text
+    };
+    assert!(said(&mut user).contains("forgotten"));
+    user.state.kept = true;
+    assert!(said(&mut user).contains("kept for the next run"));
     assert_eq!(user.press("q y"), [Effect::Leave]);
     assert_eq!(user.press("ctrl-c ctrl-c"), [Effect::Leave]);
 }
@@ -280,6 +290,18 @@ fn the_palette_finds_actions_by_their_words() {
     assert!(user.notice().contains("works in: Faults"), "{}", user.notice());
     user.press(": 'zzzzzz' enter");
     assert!(user.popup().is_none());
+    for entry in ACTIONS {
+        user.press(&format!("1 : '{}'", entry.name));
+        let Some(Popup::Palette { found, .. }) = user.popup() else { panic!("{:?}", user.popup()) };
+        let first = found.first().and_then(|&index| user.state.help.get(index)).map(|hint| hint.name.as_str());
+        assert_eq!(first, Some(entry.name), "a whole name goes before everything else");
+        user.press("esc");
+    }
+    user.press(": 'filt'");
+    let Some(Popup::Palette { found, .. }) = user.popup() else { panic!("{:?}", user.popup()) };
+    assert_eq!(user.state.help[found[0]].name, "filter", "the beginning of a name goes before words about others");
+    user.press("esc");
+    assert!(user.popup().is_none());
 }
 
 #[test]
@@ -292,6 +314,7 @@ fn a_key_that_does_nothing_says_why() {
     says("1 i", "inject-fault works in: Faults");
     says("enter z", "zoom works in every pane");
     says("esc Q", "Q is no key of any action; ? lists all keys");
+    says("6 s", "sort works in every pane but: Log");
     says("6 d", "delete works in: Breakpoints, Page tables");
     assert_eq!(user.state.notices.len(), 1, "one takes the place of the other");
     let mut nothing = snapshot();

@@ -39,6 +39,7 @@ where
             return;
         }
         self.restore = Restore::Done;
+        self.state.kept = true;
         match Saved::read(&live) {
             Ok(None) => self.state.notify(Severity::Info, "nothing is saved for this guest yet"),
             Ok(Some(saved)) => {
@@ -52,6 +53,7 @@ where
             }
             Err(why) => {
                 self.restore = Restore::No;
+                self.state.kept = false;
                 self.state.notify(Severity::Error, why);
             }
         }

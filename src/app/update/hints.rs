@@ -69,10 +69,11 @@ fn group(entry: &Entry) -> String {
 
 /// Why an action cannot be done in another place.
 pub(super) fn elsewhere(entry: &Entry) -> String {
-    if entry.places.len() + 1 >= PANES.len() {
-        format!("works {}", group(entry).to_lowercase())
-    } else {
-        format!("works in: {}", titles(entry))
+    let missing: Vec<&Place> = PANES.iter().filter(|pane| !entry.places.contains(pane)).collect();
+    match missing.as_slice() {
+        [] => "works in every pane".to_owned(),
+        [pane] => format!("works in every pane but: {}", pane.title()),
+        _ => format!("works in: {}", titles(entry)),
     }
 }
 

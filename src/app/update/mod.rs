@@ -380,7 +380,10 @@ fn quit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     };
     state.popups.push(Popup::Confirm(Confirm {
         title: "Quit".into(),
-        text: format!("{them} taken out of the guest and forgotten; the guest runs on."),
+        text: format!(
+            "{them} taken out of the guest and {}; the guest runs on.",
+            if state.kept { "kept for the next run with --restore" } else { "forgotten" }
+        ),
         yes: "quit".into(),
         no: "stay".into(),
         chosen_yes: true,

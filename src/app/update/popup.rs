@@ -110,7 +110,7 @@ fn typed(state: &mut UiState, snapshot: &Snapshot) {
             state.pane_mut(pane).filter.set(&text);
         }
         Some(Popup::Palette { input, found, chosen }) => {
-            *found = matching(input.value(), state.help.iter().map(|hint| format!("{} {}", hint.name, hint.doc)));
+            *found = matching(input.value(), state.help.iter().map(|hint| (hint.name.as_str(), hint.doc.as_str())));
             *chosen = 0;
         }
         Some(Popup::Add(dialog)) => complete(dialog, &snapshot.symbols),
@@ -184,14 +184,24 @@ fn palette(state: &mut UiState, snapshot: &Snapshot, key: KeyCombination, code: 
     Vec::new()
 }
 
-/// Indices of the items that match fuzzily, best first.
-fn matching(wanted: &str, items: impl Iterator<Item = String>) -> Vec<usize> {
+/// Indices of the items, each a name and what it does, that match fuzzily, best first: a name counts more than the words
+/// about it.
+fn matching<'a>(wanted: &str, items: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<usize> {
     let mut matcher = Matcher::new(Config::DEFAULT);
     let pattern = Pattern::parse(wanted, CaseMatching::Ignore, Normalization::Smart);
     let mut buffer = Vec::new();
-    let mut scored: Vec<(u32, usize)> = items
+    let mut score = |text: &str| pattern.score(Utf32Str::new(text, &mut buffer), &mut matcher);
+    let wanted = wanted.trim().to_lowercase();
+    let mut scored: Vec<((u8, u32), usize)> = items
         .enumerate()
-        .filter_map(|(index, item)| Some((pattern.score(Utf32Str::new(&item, &mut buffer), &mut matcher)?, index)))
+        .filter_map(|(index, (name, doc))| {
+            let by_name = score(name).map(|score| match name.strip_prefix(wanted.as_str()) {
+                Some("") => (3, score),
+                Some(_) => (2, score),
+                None => (1, score),
+            });
+            Some((by_name.or_else(|| Some((0, score(&format!("{name} {doc}"))?)))?, index))
+        })
         .collect();
     scored.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
     scored.into_iter().map(|(_, index)| index).collect()

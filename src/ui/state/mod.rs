@@ -44,6 +44,8 @@ pub struct UiState {
     pub notices: Vec<Notice>,
     /// Breakpoints that were deleted together, the last ones last: the commands that put them back.
     pub deleted: Vec<Vec<Command>>,
+    /// Whether what the user has set is kept for the next run when this one ends.
+    pub kept: bool,
     /// What the mouse is in the middle of.
     pub pointer: Pointer,
     /// What the engine is asked for that takes longer than a moment, and for how long; kept by the application.
@@ -76,6 +78,7 @@ impl Default for UiState {
             popups: Vec::new(),
             notices: Vec::new(),
             deleted: Vec::new(),
+            kept: false,
             pointer: Pointer::default(),
             busy: None,
             past: None,
