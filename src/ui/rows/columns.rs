@@ -42,6 +42,11 @@ impl ColumnSpec {
     }
 }
 
+/// Cells that the symbol of a breakpoint has at least.
+const SYMBOL: u16 = 18;
+/// Cells that the symbol of a watched address has at least.
+const TABLE_SYMBOL: u16 = 14;
+
 const PROCESSES: &[ColumnSpec] = &[
     ColumnSpec::new(Column::Pid, "PID", "pid", 6, 0).right(),
     ColumnSpec::new(Column::Ppid, "PPID", "ppid", 6, 5).right(),
@@ -55,7 +60,7 @@ const PROCESSES: &[ColumnSpec] = &[
 
 const BREAKPOINTS: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "", "state", 1, 0),
-    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 18, 0).grow(4, 56),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", SYMBOL, 0).grow(4, 56),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 3).right(),
     ColumnSpec::new(Column::Scope, "SCOPE", "scope", 6, 5),
     ColumnSpec::new(Column::View, "VIEW", "view", 4, 8).right(),
@@ -68,7 +73,7 @@ const BREAKPOINTS: &[ColumnSpec] = &[
 
 const TABLES: &[ColumnSpec] = &[
     ColumnSpec::new(Column::State, "", "state", 5, 0),
-    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", 14, 0).grow(3, 48),
+    ColumnSpec::new(Column::Symbol, "SYMBOL", "symbol", TABLE_SYMBOL, 0).grow(3, 48),
     ColumnSpec::new(Column::Address, "ADDRESS", "address", 17, 4).right(),
     ColumnSpec::new(Column::Process, "PROC", "process", 6, 5).right(),
     ColumnSpec::new(Column::Root, "ROOT", "root", 9, 7).right(),
@@ -104,9 +109,21 @@ const EVENTS: &[ColumnSpec] = &[
 
 /// Most cells that the lines of a tree are given at the cost of other columns.
 const MOST_INDENT: u16 = 12;
+/// Most cells that a symbol is given at the cost of other columns.
+const LONG_SYMBOL: u16 = 32;
 
-/// Rank from which on columns give way to them.
-const INDENT_RANK: u8 = 3;
+/// The column of names, how many cells more it has use for, and the rank from which on other columns give way to that.
+fn wish(pane: PaneId, list: &Rows) -> (Column, u16, u8) {
+    let symbol = |needed: u16| list.tally().longest.min(LONG_SYMBOL).saturating_sub(needed);
+    match pane {
+        // The names of a tree stand two cells further in with each generation.
+        PaneId::Processes => (Column::Name, (2 * list.deepest()).min(MOST_INDENT), 3),
+        PaneId::Breakpoints => (Column::Symbol, symbol(SYMBOL), 7),
+        // An address that has no column of its own stands where a symbol would.
+        PaneId::Tables => (Column::Symbol, symbol(TABLE_SYMBOL), 4),
+        PaneId::Faults | PaneId::Events | PaneId::Log => (Column::Name, 0, 0),
+    }
+}
 
 /// The columns of a pane, left to right; the log has none.
 pub const fn columns(pane: PaneId) -> &'static [ColumnSpec] {
@@ -136,10 +153,9 @@ pub struct Placed {
 pub fn fit(pane: PaneId, list: &Rows, width: u16) -> Vec<Placed> {
     let shown = |spec: &&ColumnSpec| spec.rank != ColumnSpec::SORT_ONLY && !list.tally().empty.contains(&spec.id);
     let mut columns: Vec<ColumnSpec> = columns(pane).iter().filter(shown).copied().collect();
-    // The names of a tree stand two cells further in with each generation.
-    let mut indent = (2 * list.deepest()).min(MOST_INDENT);
-    for name in columns.iter_mut().filter(|column| column.id == Column::Name) {
-        (name.width, name.most) = (name.width + indent, name.most + indent);
+    let (names, mut extra, gives_way) = wish(pane, list);
+    for name in columns.iter_mut().filter(|column| column.id == names) {
+        (name.width, name.most) = (name.width + extra, name.most + extra);
     }
     let needed = |columns: &[ColumnSpec]| columns.iter().map(|c| c.width + 1).sum::<u16>().saturating_sub(1);
     // More room than this is of no use, and products of it stay within bounds.
@@ -148,12 +164,12 @@ pub fn fit(pane: PaneId, list: &Rows, width: u16) -> Vec<Placed> {
         let weakest = columns.iter().enumerate().max_by_key(|(_, column)| column.rank);
         match weakest {
             // What is worth more than the ends of names stays.
-            Some((_, column)) if column.rank < INDENT_RANK && indent > 0 => {
-                let less = indent.min(needed(&columns) - room);
-                for name in columns.iter_mut().filter(|column| column.id == Column::Name) {
+            Some((_, column)) if column.rank < gives_way && extra > 0 => {
+                let less = extra.min(needed(&columns) - room);
+                for name in columns.iter_mut().filter(|column| column.id == names) {
                     name.width -= less;
                 }
-                indent = 0;
+                extra = 0;
             }
             Some((place, column)) if column.rank > 0 => {
                 columns.remove(place);
@@ -185,4 +201,58 @@ pub fn column_at(pane: PaneId, list: &Rows, width: u16, x: u16) -> Option<Column
     let columns = fit(pane, list, width);
     // The gap behind a column belongs to it.
     columns.iter().find(|column| (column.x..=column.x + column.width).contains(&x)).map(|column| column.spec.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::snapshot::{Part, Process, ProcessFlag, Snapshot, Table, Va},
+        ui::{rows::list, state::PaneState},
+    };
+
+    fn shown(snapshot: &Snapshot, pane: PaneId, shaped: bool, width: u16) -> Vec<(Column, u16)> {
+        let list = list(snapshot, &PaneState::new(pane), shaped);
+        fit(pane, &list, width).iter().map(|column| (column.spec.id, column.width)).collect()
+    }
+
+    fn has(columns: &[(Column, u16)], wanted: Column) -> bool {
+        columns.iter().any(|(column, _)| *column == wanted)
+    }
+
+    #[test]
+    fn lesser_columns_give_way_to_a_symbol_that_needs_the_room() {
+        let table = |symbol: &str| Snapshot {
+            page_tables: Part::new(vec![Table { symbol: symbol.to_owned(), ..Table::default() }]),
+            ..Snapshot::default()
+        };
+        let short = shown(&table("nt!NtClose"), PaneId::Tables, false, 62);
+        assert!(has(&short, Column::Address), "{short:?}");
+        let long = shown(&table("nt!NtTerminateProcess"), PaneId::Tables, false, 62);
+        assert!(!has(&long, Column::Address), "{long:?}");
+        assert!(long.iter().any(|(column, width)| *column == Column::Symbol && *width >= 21), "{long:?}");
+    }
+
+    #[test]
+    fn a_deep_tree_takes_room_from_what_it_shows_itself_but_not_from_flags() {
+        let process = |pid: u32| Process {
+            pid,
+            ppid: pid - 1,
+            object: Va(pid.into()),
+            threads: 1,
+            flags: vec![ProcessFlag::Hidden],
+            ..Process::default()
+        };
+        let snapshot = Snapshot { processes: Part::new((1..8).map(process).collect()), ..Snapshot::default() };
+        assert!(has(&shown(&snapshot, PaneId::Processes, false, 55), Column::Ppid));
+        let tree = shown(&snapshot, PaneId::Processes, true, 55);
+        assert!(!has(&tree, Column::Ppid) && has(&tree, Column::Flags), "{tree:?}");
+        for width in 30..200 {
+            let tree = shown(&snapshot, PaneId::Processes, true, width);
+            let flat = shown(&snapshot, PaneId::Processes, false, width);
+            for kept in [Column::Time, Column::Flags] {
+                assert_eq!(has(&tree, kept), has(&flat, kept), "{width}: {tree:?}");
+            }
+        }
+    }
 }

@@ -2,7 +2,10 @@
 
 use crate::{
     engine::snapshot::{BreakpointState, FaultState, ProcessFlag, Scope, Snapshot, View},
-    ui::state::{Column, PaneId},
+    ui::{
+        pen::width,
+        state::{Column, PaneId},
+    },
 };
 
 /// Counts over all rows of a pane, filtered or not.
@@ -11,6 +14,8 @@ pub struct Tally {
     /// Processes: hidden, exiting. Breakpoints: active, pending, disabled, failed. Tables: in, out. Faults: pending,
     /// injected, resolved, suppressed.
     pub states: [usize; 4],
+    /// Cells of the longest symbol.
+    pub longest: u16,
     /// Columns in which no row has anything to show.
     pub empty: Vec<Column>,
 }
@@ -23,6 +28,7 @@ pub(super) fn tally(snapshot: &Snapshot, pane: PaneId) -> Tally {
             *state += 1;
         }
     };
+    let mut longest = 0;
     let mut used = Vec::new();
     let mut uses = |column: Column, yes: bool| {
         if yes && !used.contains(&column) {
@@ -53,6 +59,7 @@ pub(super) fn tally(snapshot: &Snapshot, pane: PaneId) -> Tally {
                     BreakpointState::Disabled => 2,
                     BreakpointState::Failed => 3,
                 });
+                longest = longest.max(width(&breakpoint.symbol));
                 uses(Column::Tag, !breakpoint.tag.is_empty());
                 uses(Column::View, breakpoint.view != View(0));
                 uses(Column::Scope, breakpoint.scope != Scope::Global);
@@ -62,6 +69,7 @@ pub(super) fn tally(snapshot: &Snapshot, pane: PaneId) -> Tally {
         PaneId::Tables => {
             for table in snapshot.page_tables.iter() {
                 count(usize::from(!table.paged_in));
+                longest = longest.max(width(&table.symbol));
                 uses(Column::Tag, !table.tag.is_empty());
                 uses(Column::View, table.view != View(0));
                 uses(Column::Process, table.pid.is_some());
@@ -90,6 +98,7 @@ pub(super) fn tally(snapshot: &Snapshot, pane: PaneId) -> Tally {
         }
         PaneId::Log => &[],
     };
+    tally.longest = longest;
     tally.empty = optional.iter().copied().filter(|column| !used.contains(column)).collect();
     tally
 }
