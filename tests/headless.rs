@@ -253,6 +253,21 @@ fn a_wait_in_virtual_time_counts_guest_time() {
 }
 
 #[test]
+fn which_picture_is_shown_is_said() {
+    for (keys, said) in [
+        ("wait:3s ]", "this is the live picture already"),
+        ("wait:3s }", "this is the live picture already"),
+        ("wait:3s f wait:2s", "FROZEN 2.0s behind"),
+        ("wait:3s f wait:2s [", "BACK"),
+        ("wait:3s [ [ [ [ [ [", "there is no earlier picture"),
+    ] {
+        let run = run(Manner::default(), Plan { end: End::For(Duration::ZERO), ..plan(keys, Some(10_000)) });
+        assert_eq!(run.ended, Ok(()), "{keys}");
+        assert!(run.text("out.txt").contains(said), "{keys}: {}", run.text("out.txt"));
+    }
+}
+
+#[test]
 fn a_wait_passes_while_the_guest_is_paused() {
     let manner = Manner { stands_still: true, ..Manner::default() };
     let run = run(manner, plan("p wait:70ms j", Some(100)));

@@ -108,13 +108,16 @@ where
                 Effect::Freeze => self.history.freeze(),
                 Effect::Back => {
                     if !self.history.back() {
-                        self.state.notify(Severity::Info, "there is no earlier picture");
+                        self.state.remark("there is no earlier picture");
                     }
+                }
+                Effect::Forward | Effect::FarForward if self.history.past().is_none() => {
+                    self.state.remark("this is the live picture already");
                 }
                 Effect::Forward => self.history.forward(),
                 Effect::FarBack => {
                     if !self.history.far_back() {
-                        self.state.notify(Severity::Info, "there is no earlier picture");
+                        self.state.remark("there is no earlier picture");
                     }
                 }
                 Effect::FarForward => self.history.far_forward(),
