@@ -255,11 +255,11 @@ fn a_wait_in_virtual_time_counts_guest_time() {
 #[test]
 fn which_picture_is_shown_is_said() {
     for (keys, said) in [
-        ("wait:3s ]", "this is the live picture already"),
-        ("wait:3s }", "this is the live picture already"),
-        ("wait:3s f wait:2s", "FROZEN 2.0s behind"),
-        ("wait:3s f wait:2s [", "BACK"),
-        ("wait:3s [ [ [ [ [ [", "there is no earlier picture"),
+        ("wait:10ms ]", "this is the live picture already"),
+        ("wait:10ms }", "this is the live picture already"),
+        ("wait:10ms f wait:1100ms", "FROZEN 1.1s behind"),
+        ("wait:1100ms [", "BACK"),
+        ("wait:10ms [ [ [", "there is no earlier picture"),
     ] {
         let run = run(Manner::default(), Plan { end: End::For(Duration::ZERO), ..plan(keys, Some(10_000)) });
         assert_eq!(run.ended, Ok(()), "{keys}");

@@ -74,7 +74,8 @@ impl History {
             status_now: self.live.status,
             steps_back: match self.frozen {
                 true => 0,
-                false => self.kept.iter().filter(|kept| kept.taken_at_ns > held.taken_at_ns).count(),
+                // The newest kept one is a step back from the live one as well.
+                false => self.kept.iter().filter(|kept| kept.taken_at_ns > held.taken_at_ns).count().max(1),
             },
             steps_kept: self.kept.len(),
         })
