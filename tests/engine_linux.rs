@@ -251,6 +251,38 @@ fn what_is_listed_just_now_hides_from_nobody() {
     }
 }
 
+/// References that the guest changed while they were followed lead anywhere.
+#[test]
+fn what_is_no_task_is_no_process() {
+    let machine = Machine::new(Options::default());
+    machine.spawn(INIT);
+    let shell = machine.spawn(SHELL);
+    let os = attach(&machine);
+    let node = offset("task_struct", "se.group_node");
+    let write = |at: Va, pid: u32, leader: Va| {
+        machine.poke32(at + offset("task_struct", "pid"), pid);
+        machine.poke32(at + offset("task_struct", "tgid"), pid);
+        machine.poke64(at + offset("task_struct", "group_leader"), leader.0);
+    };
+    // In the midst of the queue of one CPU a task is moved to that of another.
+    machine.enqueue(1, shell);
+    let other = Va(machine.peek64(shell + node));
+    machine.enqueue(0, shell);
+    machine.poke64(shell + node, other.0);
+    write(other - node, 9, other - node);
+    assert!(hidden(&processes(&machine, &os)).is_empty());
+
+    let (current, leader) = (machine.alloc(0x2000), machine.alloc(0x2000));
+    write(current, 10, leader);
+    write(leader, 10, leader);
+    machine.set_current(0, current);
+    assert_eq!(hidden(&processes(&machine, &os)), [10], "these could be");
+    for (pid, leader_of_leader) in [(11, leader), (10, shell)] {
+        write(leader, pid, leader_of_leader);
+        assert!(hidden(&processes(&machine, &os)).is_empty());
+    }
+}
+
 #[test]
 fn a_process_that_left_list_and_ids_is_known_by_its_threads() {
     let machine = Machine::new(Options::default());

@@ -101,11 +101,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let mut seen = known.clone();
         if let Some(table) = self.pid_table() {
             let elsewhere = table.processes.iter().filter(|object| seen.insert(**object));
-            found.unlisted.extend(elsewhere.filter_map(|&object| self.task(object).ok()));
+            found.unlisted.extend(elsewhere.filter_map(|&object| self.first_task(object)));
             // A process may have been taken out of both, and its threads be left.
             let leaders = table.threads.iter().filter_map(|&thread| self.leader_of(thread));
-            let leaders = leaders.filter(|leader| seen.insert(*leader)).filter_map(|leader| self.task(leader).ok());
-            found.unlisted.extend(leaders.filter(|task| task.leader == task.object && task.exit_state == 0));
+            let leaders = leaders.filter(|leader| seen.insert(*leader)).filter_map(|leader| self.first_task(leader));
+            found.unlisted.extend(leaders.filter(|task| task.exit_state == 0));
             let table: HashSet<Va> = table.processes.into_iter().collect();
             found.without_id = known.iter().copied().filter(|object| !table.contains(object)).collect();
         }
@@ -118,10 +118,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 continue;
             };
             let leader = if task.leader.is_null() { object } else { task.leader };
-            if leader == object {
-                found.unlisted.push(task);
-            } else if seen.insert(leader) {
-                found.unlisted.extend(self.task(leader).ok());
+            if leader == object || seen.insert(leader) {
+                found.unlisted.extend(self.first_task(leader).filter(|leader| leader.tgid == task.tgid));
             }
         }
         // A list that was cut short misses processes for a reason of its own.
@@ -173,6 +171,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         (!node.is_null()).then(|| node - layout.links - kind * 16)
     }
 
+    /// Reads what is said to be the first task of a process, if it is one: a reference that the guest changed while it was
+    /// followed may lead anywhere.
+    fn first_task(&self, object: Va) -> Option<TaskRecord> {
+        let task = self.task(object).ok()?;
+        let is_first = task.pid == task.tgid && (task.leader.is_null() || task.leader == object);
+        is_first.then_some(task)
+    }
+
     /// The first task of the process that a task belongs to.
     pub(super) fn leader_of(&self, task: Va) -> Option<Va> {
         self.existing(task + self.os.layout.task.group_leader?)
@@ -181,14 +187,16 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// The tasks that run or want to run, of every CPU; what cannot be read is left out.
     pub(super) fn scheduled(&self) -> Vec<Va> {
         let mut tasks = Vec::new();
+        let bases = &self.os.per_cpu.offsets;
+        tasks.extend(bases.iter().filter_map(|&base| self.current_task_at(base).ok().flatten()));
         let queues = self.os.layout.run_queue.as_ref().zip(self.os.symbols.lookup("runqueues"));
-        for &base in &self.os.per_cpu.offsets {
-            tasks.extend(self.current_task_at(base).ok().flatten());
-            if let Some((layout, queues)) = queues {
-                let head = queues + base + layout.head;
+        if let Some((layout, queues)) = queues {
+            let heads: HashSet<Va> = bases.iter().map(|&base| queues + base + layout.head).collect();
+            for &head in &heads {
                 let mut next = self.pointer(head).unwrap_or(head);
                 for _ in 0..MOST_QUEUED {
-                    if next == head || next.is_null() {
+                    // A task may move to the queue of another CPU while it is looked at, and the walk with it.
+                    if heads.contains(&next) || next.is_null() {
                         break;
                     }
                     tasks.push(next - layout.node);
