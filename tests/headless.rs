@@ -454,6 +454,22 @@ fn a_breakpoint_in_the_built_in_guest_is_hit_and_taken_out() {
 }
 
 #[test]
+fn the_next_key_is_about_what_was_just_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys =
+        "2 a 'nt!NtCreateFile' enter a 'nt!NtClose' enter space 3 a 'nt!NtCreateFile' enter a 'nt!NtClose' enter d";
+    let output =
+        vmscope(&["demo", "--ticks", "100", "--headless", "--keys", keys, "--screenshot", "out.json"], folder.path());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: Value = serde_json::from_slice(&std::fs::read(folder.path().join("out.json")).unwrap()).unwrap();
+    let states = json["breakpoints"].as_array().unwrap().iter().map(|row| (&row["symbol"], &row["state"]));
+    let (first, second) = (("nt!NtCreateFile".into(), "active".into()), ("nt!NtClose".into(), "disabled".into()));
+    assert_eq!(states.collect::<Vec<_>>(), [(&first.0, &first.1), (&second.0, &second.1)]);
+    let tables = json["page_tables"].as_array().unwrap().iter().map(|row| &row["address"]);
+    assert_eq!(tables.collect::<Vec<_>>(), [&json["breakpoints"][0]["address"]]);
+}
+
+#[test]
 fn a_process_of_the_kernels_has_no_command_line_and_the_kernels_modules() {
     let folder = tempfile::tempdir().unwrap();
     let keys = "wait:processes>=10 / 'System' enter enter";

@@ -15,7 +15,7 @@ use crate::{
         update::{Draft, memory},
     },
     engine::command::{Answer, Command, Done, Engine, Request},
-    ui::state::{Popup, Severity},
+    ui::state::{PaneId, Popup, RowKey, Severity},
 };
 
 /// How many commands may be under way; those of many marked rows wait for the first ones.
@@ -66,9 +66,10 @@ where
     pub(super) fn answer(&mut self, answer: Answer, draft: Option<Box<Draft>>) {
         match answer {
             Ok(Done::Quiet) => {}
-            Ok(Done::Said(text) | Done::Breakpoint(_, text) | Done::Table(_, text) | Done::Fault(_, text)) => {
-                self.notify_logged(Severity::Info, text);
-            }
+            Ok(Done::Said(text)) => self.notify_logged(Severity::Info, text),
+            Ok(Done::Breakpoint(id, text)) => self.added(PaneId::Breakpoints, RowKey::Breakpoint(id), text),
+            Ok(Done::Table(id, text)) => self.added(PaneId::Tables, RowKey::Table(id), text),
+            Ok(Done::Fault(id, text)) => self.added(PaneId::Faults, RowKey::Fault(id), text),
             Ok(Done::Found(found, more)) => {
                 let effects = memory::found(&mut self.state, found, more);
                 self.carry_out(effects);
@@ -84,6 +85,14 @@ where
             }
         }
         self.settle();
+    }
+
+    /// The next key is about what was just asked for.
+    fn added(&mut self, pane: PaneId, row: RowKey, text: String) {
+        // The picture with the row in it came before the answer.
+        self.digest();
+        self.state.pane_mut(pane).selected = Some(row);
+        self.notify_logged(Severity::Info, text);
     }
 
     /// Waits until the engine has stepped aside.
