@@ -194,6 +194,15 @@ fn what_one_side_only_knows_is_hidden() {
     assert_eq!(hidden(&processes(&machine, &os)), [2, 7]);
     machine.take_id(1);
     assert_eq!(hidden(&processes(&machine, &os)), [1, 2, 7]);
+
+    // In one order, however often they are found.
+    let other = machine.spawn(Spawn { pid: 8, ..SHELL });
+    machine.unlink(other);
+    machine.take_id(8);
+    machine.enqueue(0, other);
+    for _ in 0..16 {
+        assert_eq!(hidden(&processes(&machine, &os)), [1, 2, 8, 7]);
+    }
 }
 
 #[test]

@@ -191,8 +191,9 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         tasks.extend(bases.iter().filter_map(|&base| self.current_task_at(base).ok().flatten()));
         let queues = self.os.layout.run_queue.as_ref().zip(self.os.symbols.lookup("runqueues"));
         if let Some((layout, queues)) = queues {
-            let heads: HashSet<Va> = bases.iter().map(|&base| queues + base + layout.head).collect();
-            for &head in &heads {
+            let head_of = |&base: &u64| queues + base + layout.head;
+            let heads: HashSet<Va> = bases.iter().map(head_of).collect();
+            for head in bases.iter().map(head_of) {
                 let mut next = self.pointer(head).unwrap_or(head);
                 for _ in 0..MOST_QUEUED {
                     // A task may move to the queue of another CPU while it is looked at, and the walk with it.
