@@ -299,7 +299,7 @@ fn files(folder: &str) -> Vec<String> {
             let path = entry.expect("the folder can be read").path();
             let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
             let last = name.rsplit('/').next().unwrap_or_default();
-            if ["target", ".cache", ".git", "proptest-regressions", "corpus", "artifacts"].contains(&last) {
+            if ["target", ".git", "proptest-regressions", "corpus", "artifacts"].contains(&last) {
                 continue;
             }
             if path.is_symlink() {
