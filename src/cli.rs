@@ -68,7 +68,8 @@ pub struct Options {
     /// Refuse every change of the guest, at the driver
     #[arg(long, global = true)]
     pub read_only: bool,
-    /// Hits a second, over 5 s, above which a breakpoint is taken out [default: 60 on QEMU, 20000 elsewhere]
+    /// Hits a second, over 5 s, above which a breakpoint is taken out [default: on QEMU the rate at which the guest would
+    /// stand half of the time, as measured; 20000 elsewhere]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub storm_limit: Option<u32>,
     /// Symbols and layouts of the guest's kernel

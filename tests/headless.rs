@@ -161,6 +161,7 @@ fn row(symbol: &str) -> Breakpoint {
         view: View(0),
         pa: None,
         state: BreakpointState::Active,
+        visible: false,
         tag: String::new(),
         hits: 0,
         rates: Vec::new(),

@@ -293,6 +293,7 @@ mod tests {
             view: View(0),
             pa: None,
             state,
+            visible: false,
             tag: "mine".into(),
             hits: 0,
             rates: Vec::new(),

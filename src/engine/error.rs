@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use super::addr::{AddressContext, Gfn, Pa, VcpuId, View};
+use super::addr::{AddressContext, Gfn, Pa, Va, VcpuId, View};
 
 /// The pages that a read or a translation needed and did not find: at least one, in order of discovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +107,17 @@ pub enum VmiError {
         /// Why it failed.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// All debug registers are in use, and only one of them would do.
+    #[error(
+        "all {} debug registers of the guest's processor are in use (for {}), and an INT3 in a process's memory could end \
+         up in another process: turn one of those off",
+        taken.len(),
+        taken.iter().map(Va::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    NoDebugRegister {
+        /// What they are used for.
+        taken: Vec<Va>,
     },
     /// What was asked makes no sense for the books as they are.
     #[error("{0}")]

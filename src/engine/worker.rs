@@ -71,12 +71,14 @@ impl Platform for SimDriver {
     const KIND: &'static str = "demo";
     const TABLE_POLL: Option<Duration> = None;
     const REPORTS_SWITCHES: bool = true;
-    const STORM_LIMIT: u32 = 20_000;
     const VCPU_POLL: Duration = Duration::from_millis(33);
     type Tap = BreakpointController<Self>;
     type Guard = WriteProtect;
     type Delivery = InjectFaults;
 
+    fn storm_limit(_: &VmiCore<Self>) -> u32 {
+        20_000
+    }
     fn enter(vmi: &VmiCore<Self>) -> Result<View, VmiError> {
         second_level::enter(vmi)
     }
@@ -105,13 +107,19 @@ impl Platform for QemuDriver {
     /// Memory is mapped or read from the process: a poll stops nothing, a watchpoint would stop the guest for 10 ms.
     const TABLE_POLL: Option<Duration> = Some(Duration::from_millis(20));
     const REPORTS_SWITCHES: bool = false;
-    /// Each hit stops the guest for 10 ms and more: at this rate it stands more than half of the time.
-    const STORM_LIMIT: u32 = 60;
     const VCPU_POLL: Duration = Duration::from_millis(250);
     type Tap = DebugController<Self>;
     type Guard = Unguarded;
     type Delivery = InjectFaults;
 
+    fn hit_cost(vmi: &VmiCore<Self>) -> Option<Duration> {
+        Some(vmi.event_processing_overhead()).filter(|cost| !cost.is_zero())
+    }
+    /// The rate at which the guest stands half of the time, by what its hits have cost so far.
+    fn storm_limit(vmi: &VmiCore<Self>) -> u32 {
+        let stands = vmi.event_processing_overhead().as_nanos().max(1);
+        u32::try_from(500_000_000 / stands).unwrap_or(u32::MAX).clamp(20, 20_000)
+    }
     fn enter(_: &VmiCore<Self>) -> Result<View, VmiError> {
         Ok(View::default())
     }

@@ -15,6 +15,8 @@ pub(super) struct Glyphs {
     pub marked: char,
     /// In force: an active breakpoint, a running guest.
     pub on: char,
+    /// In force, and the guest can see it: a breakpoint in its memory.
+    pub seen: char,
     /// Half way: a pending breakpoint or fault.
     pub half: char,
     /// Switched off.
@@ -49,6 +51,7 @@ pub(super) const UNICODE: Glyphs = Glyphs {
     selected: '▸',
     marked: '◆',
     on: '●',
+    seen: '◉',
     half: '◐',
     off: '○',
     under_way: '◌',
@@ -71,6 +74,7 @@ pub(super) const ASCII: Glyphs = Glyphs {
     selected: '>',
     marked: '+',
     on: '*',
+    seen: '@',
     half: '%',
     off: '-',
     under_way: '~',

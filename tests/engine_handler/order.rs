@@ -33,12 +33,14 @@ impl Platform for FlatDriver {
     const KIND: &'static str = "flat";
     const TABLE_POLL: Option<Duration> = None;
     const REPORTS_SWITCHES: bool = true;
-    const STORM_LIMIT: u32 = 1000;
     const VCPU_POLL: Duration = Duration::from_secs(1);
     type Tap = BreakpointController<Self>;
     type Guard = WriteProtect;
     type Delivery = InjectFaults;
 
+    fn storm_limit(_: &VmiCore<Self>) -> u32 {
+        1000
+    }
     fn enter(vmi: &VmiCore<Self>) -> Result<View, VmiError> {
         vmi.create_view(MemoryAccess::RWX)
     }

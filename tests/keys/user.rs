@@ -38,6 +38,7 @@ pub fn breakpoint(id: u64, state: BreakpointState) -> Breakpoint {
         view: View(0),
         pa: None,
         state,
+        visible: false,
         tag: String::new(),
         hits: id,
         rates: Vec::new(),

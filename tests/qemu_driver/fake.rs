@@ -28,7 +28,9 @@ pub const BREAKPOINT: u64 = 0xffff_ffff_8100_0010;
 pub const BREAKPOINT_PA: u64 = 0x20_0010;
 /// Elsewhere in the kernel.
 pub const ELSEWHERE: u64 = 0xffff_ffff_8100_0800;
-const ROOT: u64 = 0x1000;
+pub const ROOT: u64 = 0x1000;
+/// The resume flag.
+const RF: u32 = 1 << 16;
 const STACK: u64 = 0xffff_8880_0000_4000;
 /// The interrupt table, the task state segment and the kernel's stack, in one page, and that page.
 pub const TABLES: u64 = 0xffff_fe00_0000_0000;
@@ -70,6 +72,20 @@ pub struct Machine {
     pub stub_is_taken: bool,
     pub silent: bool,
     pub architecture: &'static str,
+    /// KVM: four debug registers, INT3 in memory, and no way past a breakpoint but RF or without it.
+    pub kvm: bool,
+    /// Whether RF lets a vCPU past a breakpoint in a debug register.
+    pub honours_rf: bool,
+    /// What `z0` has QEMU do: nothing, though it says `OK`.
+    pub forgets_int3: bool,
+    /// What `Z0` has QEMU do: write this far from where it should.
+    pub misses_by: u64,
+    /// Whether nothing maps the kernel's image any more.
+    pub unmapped: bool,
+    /// vCPUs at a breakpoint do not come to run.
+    pub stands_still: bool,
+    /// CR3.
+    pub root: [u64; 2],
     continue_after: Option<usize>,
     /// What an exception has pushed: error code, rip, cs, flags, rsp, ss.
     frame: [u64; 6],
@@ -78,6 +94,8 @@ pub struct Machine {
     pub gdb_address: Option<String>,
     qmp: Vec<UnixStream>,
     selected: usize,
+    aimed: usize,
+    saved: std::collections::BTreeMap<u64, u8>,
     physical: bool,
     memory: File,
 }
@@ -134,12 +152,21 @@ impl Fake {
             stub_is_taken: false,
             silent: false,
             architecture: "x86_64",
+            kvm: false,
+            honours_rf: true,
+            forgets_int3: false,
+            misses_by: 0,
+            unmapped: false,
+            stands_still: false,
+            root: [ROOT; 2],
             continue_after: None,
             frame: [0; 6],
             gdb: None,
             gdb_address: None,
             qmp: Vec::new(),
             selected: 0,
+            aimed: 0,
+            saved: std::collections::BTreeMap::new(),
             physical: false,
             memory,
         };
@@ -238,17 +265,65 @@ impl Machine {
 
     fn trap(&mut self, vcpu: usize, more: &str) {
         self.stop("debug");
+        // QEMU selects the vCPU that it reports.
+        self.selected = vcpu;
+        self.aimed = vcpu;
         self.send(&format!("T05thread:p01.{:02x};{more}", vcpu + 1));
     }
 
     fn has_breakpoint(&self, va: u64) -> bool {
-        self.points.contains(&format!("0,{va:x},1"))
+        self.points.contains(&format!("0,{va:x},1")) || self.points.contains(&format!("1,{va:x},1"))
+    }
+
+    /// Whether a vCPU that is entered now is kept where it stands.
+    fn is_held(&self, vcpu: usize) -> bool {
+        let va = self.rip[vcpu];
+        let by_register = self.points.contains(&format!("1,{va:x},1"));
+        let resumes = self.honours_rf && self.rflags[vcpu] & RF != 0;
+        self.points.contains(&format!("0,{va:x},1")) || (by_register && !resumes)
+    }
+
+    /// Where the kernel's image is, for a vCPU that maps it.
+    fn translate(&self, vcpu: usize, va: u64) -> Option<u64> {
+        (va >> 21 == BREAKPOINT >> 21 && !self.unmapped && self.root[vcpu] == ROOT)
+            .then_some(0x20_0000 + (va & 0x1f_ffff))
+    }
+
+    pub fn byte(&self, pa: u64) -> u8 {
+        let mut byte = [0];
+        self.memory.read_at(&mut byte, pa).expect("memory");
+        byte[0]
+    }
+
+    pub fn write(&self, pa: u64, bytes: &[u8]) {
+        self.memory.write_at(bytes, pa).expect("room");
+    }
+
+    /// `Z0` and `z0` under KVM; whether it says `OK`.
+    fn int3(&mut self, set: bool, va: u64) -> bool {
+        let Some(pa) = self.translate(self.aimed, va) else { return false };
+        if set {
+            let pa = pa + self.misses_by;
+            self.saved.insert(va, self.byte(pa));
+            self.write(pa, &[0xcc]);
+        } else if let Some(byte) =
+            self.saved.remove(&va).filter(|_| !self.forgets_int3 && self.byte(pa + self.misses_by) == 0xcc)
+        {
+            self.write(pa + self.misses_by, &[byte]);
+        }
+        true
     }
 
     pub fn go(&mut self) {
         self.start();
-        if let Some(vcpu) = (0..2).find(|&vcpu| self.has_breakpoint(self.rip[vcpu])) {
-            return self.trap(vcpu, "");
+        for vcpu in 0..2 {
+            if self.has_breakpoint(self.rip[vcpu]) && !self.stands_still {
+                if self.is_held(vcpu) {
+                    return self.trap(vcpu, "");
+                }
+                self.rip[vcpu] += 4;
+                self.rflags[vcpu] &= !RF;
+            }
         }
         match self.script.pop_front() {
             Some(Act::Come(vcpus, va)) => {
@@ -277,6 +352,8 @@ impl Machine {
         self.start();
         if self.sticky_steps > 0 {
             self.sticky_steps -= 1;
+        } else if self.kvm && self.is_held(vcpu) {
+            // It hits the breakpoint again.
         } else if self.faulting_steps > 0 {
             self.faulting_steps -= 1;
             self.frame = [2, self.rip[vcpu], 0x10, 0x246, self.rsp[vcpu], 0x18];
@@ -284,6 +361,7 @@ impl Machine {
             self.rsp[vcpu] -= 48;
         } else {
             self.rip[vcpu] += 4;
+            self.rflags[vcpu] &= !RF;
         }
         self.trap(vcpu, "");
     }
@@ -297,7 +375,7 @@ impl Machine {
         bytes.extend(self.rflags[vcpu].to_le_bytes());
         bytes.extend(self.segments[vcpu].0.to_le_bytes());
         bytes.extend(self.segments[vcpu].1.to_le_bytes());
-        for value in [0x8000_0001u64, self.cr2[vcpu], ROOT, 0x20, 0xd01] {
+        for value in [0x8000_0001u64, self.cr2[vcpu], self.root[vcpu], 0x20, 0xd01] {
             bytes.extend(value.to_le_bytes());
         }
         bytes
@@ -308,6 +386,7 @@ impl Machine {
         let narrow = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         (self.rax[vcpu], self.rsp[vcpu], self.rip[vcpu]) = (wide(0), wide(8), wide(16));
         (self.rflags[vcpu], self.segments[vcpu], self.cr2[vcpu]) = (narrow(24), (narrow(28), narrow(32)), wide(44));
+        self.root[vcpu] = wide(52);
     }
 
     fn packet(&mut self, packet: &str) {
@@ -317,6 +396,10 @@ impl Machine {
         }
         let reply = match packet {
             "?" => {
+                for va in self.saved.keys().copied().collect::<Vec<_>>() {
+                    self.int3(false, va);
+                }
+                self.saved.clear();
                 self.points.clear();
                 "T05thread:01;".to_owned()
             }
@@ -350,6 +433,46 @@ impl Machine {
             _ if packet.starts_with("vCont;s:") => {
                 let vcpu = usize::from(packet.ends_with('2'));
                 return self.step(vcpu);
+            }
+            "qqemu.sstepbits" if self.kvm => "ENABLE=1,NOIRQ=2".to_owned(),
+            _ if packet.starts_with("Hc") => {
+                self.aimed = usize::from(packet.ends_with('2'));
+                "OK".to_owned()
+            }
+            _ if self.kvm
+                && packet.starts_with("Z1")
+                && self.points.iter().filter(|p| p.starts_with('1')).count() == 4 =>
+            {
+                "E22".to_owned()
+            }
+            _ if self.kvm
+                && (packet.starts_with("Z0") || packet.starts_with("z0"))
+                && !self.int3(packet.starts_with('Z'), address(packet)) =>
+            {
+                "E22".to_owned()
+            }
+            _ if packet.starts_with('m') && self.physical => {
+                let length = packet.rsplit_once(',').expect("a length").1;
+                let mut bytes = vec![0; usize::from_str_radix(length, 16).expect("a length")];
+                match self.memory.read_exact_at(
+                    &mut bytes,
+                    u64::from_str_radix(packet[1..].split_once(',').expect("a place").0, 16).expect("a place"),
+                ) {
+                    Ok(()) => hex(&bytes),
+                    Err(_) => "E14".to_owned(),
+                }
+            }
+            _ if packet.starts_with('m') && self.kvm => {
+                let (place, length) = packet[1..].split_once(',').expect("a length");
+                let place = u64::from_str_radix(place, 16).expect("a place");
+                let mut bytes = vec![0; usize::from_str_radix(length, 16).expect("a length")];
+                match self.translate(self.selected, place) {
+                    Some(pa) => {
+                        self.memory.read_exact_at(&mut bytes, pa).expect("memory");
+                        hex(&bytes)
+                    }
+                    None => "E14".to_owned(),
+                }
             }
             _ if packet.starts_with('Z') => {
                 self.points.push(packet[1..].to_owned());
@@ -431,7 +554,7 @@ impl Machine {
             "qmp_capabilities" => json!({}),
             "query-target" => json!({ "arch": self.architecture }),
             "query-name" => json!({ "name": "fake\u{1b}[31m" }),
-            "query-kvm" => json!({ "enabled": false, "present": true }),
+            "query-kvm" => json!({ "enabled": self.kvm, "present": true }),
             "query-cpus-fast" => json!([{ "cpu-index": 0 }, { "cpu-index": 1 }]),
             "query-status" => json!({ "running": self.running, "status": self.status }),
             "query-chardev" => match (&self.gdb_address, self.stub_is_taken) {
@@ -459,6 +582,11 @@ impl Machine {
             _ => return None,
         })
     }
+}
+
+/// The address in a `Z` or `z` packet.
+fn address(packet: &str) -> u64 {
+    u64::from_str_radix(packet.split(',').nth(1).expect("an address"), 16).expect("an address")
 }
 
 fn hex(bytes: &[u8]) -> String {

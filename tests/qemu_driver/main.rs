@@ -1,6 +1,7 @@
 //! The QEMU driver against a peer that behaves as QEMU does, well and badly. Real guests are in `live_qemu`.
 
 mod fake;
+mod kvm;
 
 use std::{
     io::{Read, Write},
@@ -40,6 +41,11 @@ fn next(driver: &QemuDriver, timeout: Duration) -> Result<(VcpuId, Amd64EventRea
 fn hit(vcpu: u16) -> (VcpuId, Amd64EventReason) {
     let gfn = Gfn(BREAKPOINT_PA >> 12);
     (VcpuId(vcpu), Amd64EventReason::DebugBreakpoint { va: Va(BREAKPOINT), gfn })
+}
+
+/// Sets the tests' breakpoint.
+fn set(driver: &QemuDriver) -> Result<(), VmiError> {
+    driver.set_breakpoint((Va(BREAKPOINT), Pa(fake::ROOT)).into(), Pa(BREAKPOINT_PA))
 }
 
 fn refusal<T>(result: Result<T, VmiError>) -> String {
@@ -164,7 +170,7 @@ fn read_only_sends_nothing() {
     let results = [
         driver.write_physical(Pa(0), &[1]),
         driver.set_registers(VcpuId(0), registers),
-        driver.set_breakpoint(Va(BREAKPOINT)),
+        set(&driver),
         driver.set_watchpoint(Va(BREAKPOINT), 8, MemoryAccess::W),
         driver.pause(),
         driver.resume(),
@@ -185,8 +191,8 @@ fn read_only_sends_nothing() {
 fn a_hit_is_reported_stepped_over_and_left() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("the same one");
+    set(&driver).expect("a breakpoint");
+    set(&driver).expect("the same one");
     assert!(driver.is_stub_attached());
     fake.lock().script = [Act::Come(vec![1], BREAKPOINT)].into();
     assert_eq!(next(&driver, LONG).expect("a hit"), hit(1));
@@ -206,7 +212,7 @@ fn a_hit_is_reported_stepped_over_and_left() {
 fn a_reset_is_counted_and_leaves_no_hit_behind() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     fake.lock().script = [Act::Come(vec![0, 1], BREAKPOINT)].into();
     let mut hits = 0;
     let waited = driver.wait_for_event(LONG, |_| {
@@ -230,7 +236,7 @@ fn a_reset_is_counted_and_leaves_no_hit_behind() {
 fn two_vcpus_at_once_are_two_hits() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     fake.lock().script = [Act::Come(vec![0, 1], BREAKPOINT)].into();
     assert_eq!(next(&driver, LONG).expect("a hit"), hit(1));
     assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
@@ -241,7 +247,7 @@ fn two_vcpus_at_once_are_two_hits() {
 fn what_is_not_a_hit_is_none() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     fake.lock().script = [Act::Trap(0, ELSEWHERE), Act::Come(vec![0], BREAKPOINT)].into();
     // A step that stops before its instruction, as QEMU 7.2's sometimes do.
     fake.lock().sticky_steps = 1;
@@ -263,7 +269,7 @@ fn what_is_not_a_hit_is_none() {
 fn an_instruction_that_faults_is_one_hit() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     // The second time is the same instruction after its fault was handled, the third a new one.
     let come = || Act::Come(vec![0], BREAKPOINT);
     fake.lock().script = [come(), come(), come()].into();
@@ -278,7 +284,7 @@ fn an_instruction_that_faults_is_one_hit() {
 fn packets_that_somebody_elses_continue_swallows_are_sent_again() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     for reads in 1..4 {
         driver.pause().expect("it pauses");
         fake.lock().rip = [ELSEWHERE; 2];
@@ -294,7 +300,7 @@ fn packets_that_somebody_elses_continue_swallows_are_sent_again() {
 fn a_breakpoint_that_goes_takes_its_hit_along() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
     // The hit comes in while the guest is paused.
     fake.lock().rip = [BREAKPOINT, ELSEWHERE];
@@ -325,7 +331,7 @@ fn watchpoints_name_what_was_watched() {
 fn handlers_change_registers_and_ask_for_steps() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     fake.lock().script = [Act::Come(vec![0], BREAKPOINT)].into();
     let answered = driver.wait_for_event(LONG, |event| {
         let mut gp = event.registers().gp;
@@ -400,7 +406,7 @@ fn pauses_count_and_steps_need_one() {
 fn stepping_off_an_unreported_hit_keeps_it() {
     let fake = Fake::new();
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     driver.pause().expect("it pauses");
     fake.lock().rip[0] = BREAKPOINT;
     driver.step(VcpuId(0)).expect("a step");
@@ -427,7 +433,7 @@ fn a_guest_that_was_paused_stays_paused() {
     fake.lock().stop("paused");
     let driver = fake.attach();
     assert!(driver.is_paused());
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
     drop(driver);
     let log = fake.take_log();
@@ -440,7 +446,7 @@ fn another_debugger_is_named_and_left_alone() {
     let fake = Fake::new();
     fake.lock().stub_is_taken = true;
     let driver = fake.attach();
-    assert!(refusal(driver.set_breakpoint(Va(BREAKPOINT))).contains("another debugger is connected"));
+    assert!(refusal(set(&driver)).contains("another debugger is connected"));
     assert_eq!(fake.take_log(), [""; 0]);
     assert!(fake.lock().running);
 }
@@ -456,7 +462,7 @@ fn a_socket_that_is_no_gdb_stub_costs_no_guest() {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
     let driver = fake::attach(QemuOptions { gdb, ..fake.options() }).expect("it attaches");
-    let refused = driver.set_breakpoint(Va(BREAKPOINT));
+    let refused = set(&driver);
     assert!(!matches!(refused, Err(VmiError::Lost(_))));
     let said = refusal(refused);
     assert!(said.contains("does not speak the gdb protocol") && !said.contains("gone"), "{said}");
@@ -480,7 +486,7 @@ fn a_qemu_that_hangs_while_it_is_left_is_freed_once_it_goes_on() {
     let fake = Fake::new();
     let guardian = Some(env!("CARGO_BIN_EXE_vmscope").into());
     let driver = fake::attach(QemuOptions { guardian, ..fake.options() }).expect("it attaches");
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     fake.lock().silent = true;
     drop(driver);
     assert!(fake.lock().gdb_address.is_some(), "the stub could not be ended");
@@ -498,7 +504,7 @@ fn a_stub_that_a_dead_session_left_without_its_folder_is_replaced() {
     let fake = Fake::new();
     fake.lock().gdb_address = Some("/tmp/vmscope-qemu-0-0/stub/gdb".into());
     let driver = fake.attach();
-    driver.set_breakpoint(Va(BREAKPOINT)).expect("a breakpoint");
+    set(&driver).expect("a breakpoint");
     drop(driver);
     let log = fake.take_log();
     assert_eq!(
@@ -516,6 +522,7 @@ fn dead_session(fake: &Fake, leave_paused: bool) -> tempfile::TempDir {
     let state = serde_json::json!({
         "owner": [u32::MAX, 1], "qemu": null, "qmp": fake.options().qmp, "stub": "unix:/gone", "stub_is_ours": true,
         "leave_paused": leave_paused,
+        "patches": [{ "va": BREAKPOINT, "pa": BREAKPOINT_PA, "original": [0x90, 1, 2] }],
     });
     std::fs::write(folder.path().join("state.json"), state.to_string()).expect("room");
     folder
@@ -526,6 +533,7 @@ fn the_guardian_frees_the_guest_when_its_parent_says_nothing() {
     for (leave_paused, word, want) in [(false, "", "D;1"), (true, "", "gdbserver none"), (false, "bye\n", "")] {
         let fake = Fake::new();
         fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
+        fake.lock().write(BREAKPOINT_PA, &[0xcc, 1, 2]);
         fake.lock().stop("debug");
         let folder = dead_session(&fake, leave_paused);
         let mut guardian = Command::new(env!("CARGO_BIN_EXE_vmscope"))
@@ -540,6 +548,11 @@ fn the_guardian_frees_the_guest_when_its_parent_says_nothing() {
         assert_eq!(log.iter().any(|line| line == want), !want.is_empty(), "{log:?}");
         let machine = fake.lock();
         assert_eq!(machine.points.is_empty(), word.is_empty());
+        assert_eq!(
+            machine.byte(BREAKPOINT_PA),
+            if word.is_empty() { 0x90 } else { 0xcc },
+            "what QEMU has left in memory"
+        );
         assert_eq!(machine.running, word.is_empty() && !leave_paused);
     }
 }

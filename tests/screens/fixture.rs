@@ -74,6 +74,7 @@ fn breakpoint(id: u64, symbol: &str, address: u64, state: BreakpointState, hits:
         view: View(1),
         pa: (state == BreakpointState::Active).then_some(Pa(address & 0xfff_ffff)),
         state,
+        visible: false,
         tag: String::new(),
         hits,
         rates: if state == BreakpointState::Active { (0..20).map(|n| (n * hits) % 23).collect() } else { Vec::new() },
@@ -88,6 +89,7 @@ pub fn breakpoints() -> Vec<Breakpoint> {
         breakpoint(1, "nt!NtCreateFile", 0xffff_f803_1c2a_41f0, Active, 1_204),
         Breakpoint {
             tag: "files".to_owned(),
+            visible: true,
             ..breakpoint(2, "nt!NtOpenProcess+0x14", 0xffff_f803_1c2b_0014, Active, 7)
         },
         Breakpoint { scope: Scope::Process(648), ..breakpoint(3, "ntdll!LdrLoadDll", 0x7ffa_1c2a_0000, Pending, 0) },

@@ -7,7 +7,7 @@ use std::{
 };
 
 use vmscope::engine::{
-    addr::{Gfn, Pa, Va, VcpuId, View},
+    addr::{AddressContext, Gfn, Pa, Va, VcpuId, View},
     arch::amd64::{Amd64, Amd64Registers, EventMonitor, Interrupt},
     driver::{
         MemoryAccess, MemoryAccessOptions, VmiDebugControl, VmiDriver, VmiEventControl, VmiInfo, VmiQueryProtection,
@@ -577,7 +577,8 @@ impl FlatDriver {
 }
 
 impl VmiDebugControl for FlatDriver {
-    fn set_breakpoint(&self, va: Va) -> Result<(), VmiError> {
+    fn set_breakpoint(&self, ctx: AddressContext, _: Pa) -> Result<(), VmiError> {
+        let va = ctx.va;
         self.called(Call::SetBreakpoint(va))?;
         Self::insert(&self.breakpoints, va);
         Ok(())

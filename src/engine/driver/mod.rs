@@ -12,7 +12,7 @@ pub mod xenstore;
 use std::{fmt, time::Duration};
 
 use super::{
-    addr::{Gfn, Pa, Va, VcpuId, View},
+    addr::{AddressContext, Gfn, Pa, Va, VcpuId, View},
     arch::Architecture,
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
@@ -283,7 +283,7 @@ pub trait VmiEventControl: VmiDriver {
     /// How many events wait for an answer.
     fn events_pending(&self) -> usize;
 
-    /// What the driver itself needs for one event, measured.
+    /// How long the guest stands for one event, measured; zero before the first.
     fn event_processing_overhead(&self) -> Duration;
 
     /// Lets the guest run until at least one event was answered by `handler`.
@@ -346,19 +346,25 @@ pub trait VmiVmControl: VmiDriver {
     fn reset_state(&self) -> Result<(), VmiError>;
 }
 
-/// Breakpoints and watchpoints that the hypervisor keeps outside of guest memory (QEMU's gdb stub).
+/// Breakpoints and watchpoints that the hypervisor keeps (QEMU's gdb stub), outside of guest memory where it can.
 pub trait VmiDebugControl: VmiDriver {
-    /// Stops every vCPU that comes to this address, in every address space.
+    /// Stops every vCPU that comes to this virtual address, in every address space. `ctx` is one in which it maps to `pa`,
+    /// for a hypervisor that has to write to guest memory.
     ///
     /// # Errors
-    /// [`VmiError::ReadOnly`], or that the hypervisor refused.
-    fn set_breakpoint(&self, va: Va) -> Result<(), VmiError>;
+    /// [`VmiError::ReadOnly`]; [`VmiError::NoDebugRegister`]; that the hypervisor refused.
+    fn set_breakpoint(&self, ctx: AddressContext, pa: Pa) -> Result<(), VmiError>;
 
     /// Takes a breakpoint out.
     ///
     /// # Errors
     /// When the hypervisor refused.
     fn clear_breakpoint(&self, va: Va) -> Result<(), VmiError>;
+
+    /// Whether the guest can see this breakpoint by reading its own code. May change as others come and go.
+    fn is_breakpoint_visible(&self, _va: Va) -> bool {
+        false
+    }
 
     /// Reports accesses to up to 8 bytes.
     ///

@@ -7,11 +7,12 @@ use crate::engine::{
         EventMemoryAccess,
         amd64::{Amd64, Amd64EventReason, ControlRegister, root_from_cr3},
     },
+    bpm::TapController,
     driver::MemoryAccess,
     event::{VmiEventAction, VmiEventResponse},
     os::{CurrentProcess, VmiOs},
     ptm::PageTableMonitorEvent,
-    session::{VmiContext, VmiSession},
+    session::{VmiContext, VmiCore, VmiSession},
     snapshot::{BreakpointId, BreakpointState, EventKind, FaultState, Hit},
 };
 
@@ -89,17 +90,17 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             None => format!("{}({})", row.name(), shown.join(", ")),
         };
         row.record(hit);
-        let storm = row.is_storm(self.options.storm_limit.unwrap_or(D::STORM_LIMIT));
+        let limit = self.options.storm_limit.unwrap_or_else(|| D::storm_limit(vmi.core()));
+        let storm = row.is_storm(limit);
         self.log.counters.hits += 1;
         self.log.push(at_ns, EventKind::Breakpoint, (Some(vcpu), pid, current.name.clone()), text);
         if storm {
-            self.disarm_storm(vmi.session(), id);
+            self.disarm_storm(vmi.session(), id, limit);
         }
     }
 
     /// Takes a breakpoint out that hits so often that guest and screen would freeze.
-    fn disarm_storm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) {
-        let limit = self.options.storm_limit.unwrap_or(D::STORM_LIMIT);
+    fn disarm_storm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId, limit: u32) {
         let result = self.disarm(vmi, id);
         let Some(row) = self.breakpoints.get_mut(&id) else { return };
         let text = match result {
@@ -254,17 +255,19 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     /// Breakpoints' rows as the manager has them now.
-    pub(super) fn sync_breakpoints(&mut self) {
+    pub(super) fn sync_breakpoints(&mut self, core: &VmiCore<D>) {
         for row in self.breakpoints.values_mut() {
             if row.is_on() {
                 row.state = BreakpointState::Pending;
-                row.pa = None;
             }
+            row.pa = None;
+            row.visible = false;
         }
         for known in self.bpm.breakpoints().filter(|known| known.breakpoint.key() == Purpose::Row) {
             if let (Some(row), Some(pa)) = (self.breakpoints.get_mut(&known.breakpoint.tag()), known.pa) {
                 row.state = BreakpointState::Active;
                 row.pa = Some(pa);
+                row.visible = self.bpm.controller().is_visible(core, row.ctx.va);
             }
         }
     }

@@ -136,10 +136,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let mut row = BreakpointRow::new(id, Self::symbol(vmi, ctx.va), ctx, scope, tag);
         let name = row.name();
         if enabled {
-            self.arm(vmi, &mut row).map_err(|error| format!("could not set a breakpoint at {name}: {error}"))?;
+            let armed = self.arm(vmi, &mut row);
+            armed.map_err(|error| format!("could not set a breakpoint at {name}: {}", self.worded(&error)))?;
         }
         self.breakpoints.insert(id, row);
-        self.sync_breakpoints();
+        self.sync_breakpoints(vmi.core());
         self.publisher.breakpoints_changed = true;
         let state = match self.breakpoints.get(&id).map(|row| row.state) {
             Some(BreakpointState::Pending) => "pending: its page is not mapped, it arms itself when it is",
@@ -171,6 +172,22 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         Ok(())
     }
 
+    /// An error with breakpoints called by their names.
+    fn worded(&self, error: &VmiError) -> String {
+        let VmiError::NoDebugRegister { taken } = error else { return error.to_string() };
+        let name = |va: &Va| {
+            let row = self.breakpoints.values().find(|row| row.is_on() && row.ctx.va == *va);
+            row.map_or_else(|| va.to_string(), BreakpointRow::name)
+        };
+        let names: Vec<String> = taken.iter().map(name).collect();
+        format!(
+            "an address of a process needs a debug register of the guest's processor, and all {} are in use: turn one of \
+             these off first: {}",
+            names.len(),
+            names.join(", ")
+        )
+    }
+
     /// Takes a breakpoint out of the guest and keeps its row.
     pub(super) fn disarm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Result<(), VmiError> {
         let Some(row) = self.breakpoints.get_mut(&id) else { return Ok(()) };
@@ -197,7 +214,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             self.disarm(vmi, id).map_err(|error| format!("could not take the breakpoint at {name} out: {error}"))?;
             return Ok(Done::Said(format!("breakpoint at {name} is off")));
         }
-        self.switch_on(vmi, id).map_err(|error| format!("could not set the breakpoint at {name} again: {error}"))?;
+        let on = self.switch_on(vmi, id);
+        on.map_err(|error| format!("could not set the breakpoint at {name} again: {}", self.worded(&error)))?;
         Ok(Done::Said(format!("breakpoint at {name} is on")))
     }
 
@@ -207,10 +225,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let result = self.arm(vmi, &mut row);
         if let Err(error) = &result {
             row.state = BreakpointState::Failed;
-            row.error = Some(error.to_string());
+            row.error = Some(self.worded(error));
         }
         self.breakpoints.shift_insert(index, id, row);
-        self.sync_breakpoints();
+        self.sync_breakpoints(vmi.core());
         self.publisher.breakpoints_changed = true;
         result
     }

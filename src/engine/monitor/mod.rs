@@ -74,7 +74,7 @@ pub struct MonitorOptions {
     /// Addresses to monitor at once.
     pub watches: Vec<Target>,
     /// Hits a second above which a breakpoint is taken out, so that neither guest nor screen freezes; `None` is the
-    /// driver's own ([`Platform::STORM_LIMIT`]).
+    /// driver's own ([`Platform::storm_limit`]).
     pub storm_limit: Option<u32>,
 }
 

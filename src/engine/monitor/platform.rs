@@ -29,8 +29,6 @@ pub trait Platform:
     const TABLE_POLL: Option<Duration>;
     /// Whether switches of address spaces (writes to CR3) can be reported.
     const REPORTS_SWITCHES: bool;
-    /// Hits of one breakpoint a second, over [`STORM_SECONDS`], above which it is a storm.
-    const STORM_LIMIT: u32;
     /// How often the registers of running vCPUs are read.
     const VCPU_POLL: Duration;
 
@@ -40,6 +38,14 @@ pub trait Platform:
     type Guard: TableGuard<Self>;
     /// How missing pages are asked for.
     type Delivery: FaultDelivery<Self>;
+
+    /// How long the guest stands for a hit, as far as that was measured and matters.
+    fn hit_cost(_: &VmiCore<Self>) -> Option<Duration> {
+        None
+    }
+
+    /// Hits of one breakpoint a second, over [`STORM_SECONDS`], above which it is a storm.
+    fn storm_limit(vmi: &VmiCore<Self>) -> u32;
 
     /// Makes ready for breakpoints and monitored tables; the answer is the view that they are installed in.
     ///

@@ -7,11 +7,11 @@ use std::{
 
 use crossbeam_channel::Sender;
 
-use super::{Channels, Monitor, Platform, elapsed, now};
+use super::{Channels, Monitor, Platform, elapsed};
 use crate::engine::{
     addr::{Pa, Va, VcpuId},
     os::VmiOs,
-    session::VmiSession,
+    session::{VmiCore, VmiSession},
     snapshot::{
         Capability, Counters, Guest, Process, SearchProgress, Snapshot, Status, SymbolTable, Unavailable, Vcpu,
     },
@@ -186,13 +186,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     fn prepare(&mut self, vmi: VmiSession<'_, D, Os>) {
         self.refresh_faults(vmi);
-        self.fill(now(vmi), if self.paused { Status::Paused } else { Status::Running });
+        self.fill(vmi.core(), if self.paused { Status::Paused } else { Status::Running });
     }
 
     /// Brings the working copy up to date with what is known.
-    pub(super) fn fill(&mut self, clock: u64, status: Status) {
+    pub(super) fn fill(&mut self, core: &VmiCore<D>, status: Status) {
+        let clock = core.driver().clock_ns();
         if std::mem::take(&mut self.publisher.breakpoints_changed) {
-            self.sync_breakpoints();
+            self.sync_breakpoints(core);
         }
         let breakpoints = self.breakpoints.values_mut().map(|row| row.shown(clock)).collect();
         self.publisher.current.breakpoints.set(breakpoints);
@@ -209,6 +210,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         snapshot.read_only = self.options.read_only;
         snapshot.status = status;
         snapshot.taken_at_ns = clock;
+        snapshot.hit_cost_ns = D::hit_cost(core).and_then(|cost| u64::try_from(cost.as_nanos()).ok());
         snapshot.tables_monitored = self.ptm.monitored_tables() as u64;
         snapshot.faults.set(faults);
         snapshot.events = events;

@@ -32,7 +32,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Publishes that no kernel is found yet, and why.
     pub fn seek(&mut self, core: &VmiCore<D>, why: &str) {
         let reset = if self.was_reset_before { "the guest was reset; " } else { "" };
-        self.fill(core.driver().clock_ns(), Status::Attaching);
+        self.fill(core, Status::Attaching);
         self.publisher.set_notice(Some(format!("{reset}no kernel found yet, looking again: {why}").as_str().into()));
         self.deliver();
     }
@@ -125,7 +125,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 }
             }
         }
-        self.sync_breakpoints();
+        self.sync_breakpoints(vmi.core());
         let base = os.kernel_image_base();
         let set = if set == 1 { "1 breakpoint is".to_owned() } else { format!("{set} breakpoints are") };
         let mut text = format!("the kernel was found again: {} at {base}, {set} set again", os.version());

@@ -28,6 +28,8 @@ pub(super) struct BreakpointRow {
     pub(super) view: View,
     pub(super) state: BreakpointState,
     pub(super) pa: Option<Pa>,
+    /// Whether the guest can see it by reading its own code.
+    pub(super) visible: bool,
     pub(super) hits: u64,
     pub(super) rates: Rates,
     /// Hits since it was armed, as far as they tell a storm.
@@ -47,6 +49,7 @@ impl BreakpointRow {
             view: View(0),
             state: BreakpointState::Disabled,
             pa: None,
+            visible: false,
             hits: 0,
             rates: Rates::new(RATE_SECONDS),
             recent: recent(),
@@ -97,6 +100,7 @@ impl BreakpointRow {
             view: self.view,
             pa: self.pa,
             state: self.state,
+            visible: self.visible,
             tag: self.tag.clone(),
             hits: self.hits,
             rates: self.rates.to_vec(),

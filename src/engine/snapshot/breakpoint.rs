@@ -53,6 +53,8 @@ pub struct Breakpoint {
     pub pa: Option<Pa>,
     /// Active, pending, disabled, failed.
     pub state: BreakpointState,
+    /// Whether the guest can see it by reading its own code.
+    pub visible: bool,
     /// The user's word for it.
     pub tag: String,
     /// Hits since it was set.

@@ -94,6 +94,8 @@ pub struct Snapshot {
     pub events: Part<Vec<Event>>,
     /// Totals since the engine started.
     pub counters: Counters,
+    /// How long the guest stands for a hit of a breakpoint, measured, in nanoseconds; `None` before the first.
+    pub hit_cost_ns: Option<u64>,
     /// Events per second over the last seconds, oldest first, at most 60 values, one a second.
     pub event_rates: Part<Vec<u64>>,
     /// What the open popup shows, while one is open.

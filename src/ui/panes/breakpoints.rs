@@ -4,13 +4,14 @@
 //!   SYMBOL               ADDRESS            HITS RATE
 //! ● nt!NtCreateFile      fffff803`1c2a41f0 1,204 ▂▅▇▆▃▂▁▂
 //! ◐ ntdll!LdrLoadDll        7ffa`1c2a0000      0 pending
+//! ◉ do_sys_openat2       ffffffff`81341f0c     19 ▁▂▁        (the guest can see it)
 //! ```
 
 use std::borrow::Cow;
 
 use super::{Cell, hex_cell, key_sentence, with_process};
 use crate::{
-    engine::snapshot::{BreakpointState, Capability, Scope, Snapshot},
+    engine::snapshot::{Breakpoint, BreakpointState, Capability, Scope, Snapshot},
     ui::{
         format,
         glyphs::Glyphs,
@@ -23,8 +24,9 @@ use crate::{
 use ratatui::style::Style;
 
 /// The glyph and the style of a state.
-pub(in crate::ui) fn state_glyph(state: BreakpointState, theme: &Theme, glyphs: &Glyphs) -> (char, Style) {
-    match state {
+pub(in crate::ui) fn state_glyph(breakpoint: &Breakpoint, theme: &Theme, glyphs: &Glyphs) -> (char, Style) {
+    match breakpoint.state {
+        BreakpointState::Active if breakpoint.visible => (glyphs.seen, theme.pending),
         BreakpointState::Active => (glyphs.on, theme.active),
         BreakpointState::Pending => (glyphs.half, theme.pending),
         BreakpointState::Disabled => (glyphs.off, theme.disabled),
@@ -43,7 +45,7 @@ pub(super) fn cell<'a>(
 ) -> Option<Cell<'a>> {
     let theme = pen.theme;
     let breakpoint = snapshot.breakpoints.get(row.index as usize)?;
-    let (glyph, style) = state_glyph(breakpoint.state, theme, pen.glyphs);
+    let (glyph, style) = state_glyph(breakpoint, theme, pen.glyphs);
     let off = breakpoint.state == BreakpointState::Disabled;
     let unless_off = |style| if off { theme.disabled } else { style };
     let pid = match breakpoint.scope {

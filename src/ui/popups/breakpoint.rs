@@ -28,7 +28,7 @@ pub(super) fn sheet(desk: &Desk<'_>, breakpoint: &Breakpoint, code: Option<&[Cod
     let address = format::Address(breakpoint.address.0).to_string();
     let name = if breakpoint.symbol.is_empty() { &address } else { &breakpoint.symbol };
     let mut sheet = Sheet::new(desk, format!("Breakpoint {name}"));
-    let (glyph, style) = breakpoint_glyph(breakpoint.state, theme, desk.glyphs);
+    let (glyph, style) = breakpoint_glyph(breakpoint, theme, desk.glyphs);
     sheet.field("state", &format!("{glyph} {}", state_words(breakpoint)), style);
     if let Some(error) = &breakpoint.error {
         sheet.field("because", error, theme.pending);
@@ -42,6 +42,15 @@ pub(super) fn sheet(desk: &Desk<'_>, breakpoint: &Breakpoint, code: Option<&[Cod
         }
     };
     sheet.field("scope", &scope, theme.symbol);
+    if breakpoint.state == BreakpointState::Active {
+        match breakpoint.visible {
+            true => sheet.field("seen", "the guest can see it: it is an INT3 in guest memory", theme.pending),
+            false => sheet.field("seen", "hidden: the guest reads its own code", theme.symbol),
+        }
+        if let Some(cost) = desk.snapshot.hit_cost_ns {
+            sheet.field("cost", &format!("each hit stops the guest for about {}", format::age(cost)), theme.muted);
+        }
+    }
     if !breakpoint.tag.is_empty() {
         sheet.field("tag", &breakpoint.tag, theme.tag);
     }

@@ -246,7 +246,7 @@ fn code_row(pen: &mut Pen<'_>, line: Rect, snapshot: &Snapshot, looks: &Looks<'_
         breakpoint.address == code.address && concerns
     });
     if let Some(breakpoint) = set {
-        let (glyph, style) = breakpoint_glyph(breakpoint.state, theme, pen.glyphs);
+        let (glyph, style) = breakpoint_glyph(breakpoint, theme, pen.glyphs);
         pen.text(Rect { width: 1, ..rest(line, 1) }.intersection(line), &glyph.to_string(), style);
     }
     let (cells, with_bytes) = match line.width {

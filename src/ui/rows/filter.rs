@@ -64,6 +64,9 @@ fn breakpoint(breakpoint: &Breakpoint, out: &mut String) {
     if let Scope::Process(pid) = breakpoint.scope {
         say!(out, " pid={pid}");
     }
+    if breakpoint.visible {
+        say!(out, " visible");
+    }
     if let Some(error) = &breakpoint.error {
         say!(out, " {error}");
     }

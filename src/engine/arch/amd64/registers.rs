@@ -123,6 +123,8 @@ impl Amd64Registers {
     pub const EFER_LMA: u64 = 1 << 10;
     /// RFLAGS.TF, the trap flag.
     pub const RFLAGS_TF: u64 = 1 << 8;
+    /// RFLAGS.RF, the resume flag: the next instruction meets no instruction breakpoint.
+    pub const RFLAGS_RF: u64 = 1 << 16;
     /// RFLAGS.IF, the interrupt enable flag.
     pub const RFLAGS_IF: u64 = 1 << 9;
 

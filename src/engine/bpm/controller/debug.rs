@@ -14,7 +14,7 @@ use crate::engine::{
     session::VmiCore,
 };
 
-/// Asks the hypervisor to stop at a virtual address, outside of guest memory (QEMU's gdb stub).
+/// Asks the hypervisor to stop at a virtual address (QEMU's gdb stub).
 ///
 /// Such a breakpoint holds in every address space, and a second one at the same address would have to be taken out
 /// twice: each address is asked for once and counted here. Without views, all breakpoints are in view 0.
@@ -59,13 +59,13 @@ impl<Driver: VmiDebugControl> TapController for DebugController<Driver> {
         &mut self,
         vmi: &VmiCore<Driver>,
         ctx: AddressContext,
-        _: Pa,
+        pa: Pa,
         _: View,
     ) -> Result<(), VmiError> {
         match self.references.entry(ctx.va) {
             Entry::Occupied(mut entry) => *entry.get_mut() += 1,
             Entry::Vacant(entry) => {
-                vmi.driver().set_breakpoint(ctx.va)?;
+                vmi.driver().set_breakpoint(ctx, pa)?;
                 entry.insert(1);
             }
         }
@@ -87,5 +87,8 @@ impl<Driver: VmiDebugControl> TapController for DebugController<Driver> {
             entry.remove();
         }
         Ok(())
+    }
+    fn is_visible(&self, vmi: &VmiCore<Driver>, va: Va) -> bool {
+        vmi.driver().is_breakpoint_visible(va)
     }
 }

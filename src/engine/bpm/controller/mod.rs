@@ -10,7 +10,7 @@ mod memory;
 pub use self::{breakpoint::BreakpointController, debug::DebugController, memory::MemoryController};
 
 use crate::engine::{
-    addr::{AddressContext, Gfn, Pa, View},
+    addr::{AddressContext, Gfn, Pa, Va, View},
     driver::VmiDriver,
     error::VmiError,
     event::VmiEvent,
@@ -85,6 +85,11 @@ pub trait TapController {
         view: View,
     ) -> Result<(), VmiError> {
         self.remove_breakpoint(vmi, pa, view)
+    }
+
+    /// Whether the guest can see the breakpoint at a virtual address by reading its own code.
+    fn is_visible(&self, _vmi: &VmiCore<Self::Driver>, _va: Va) -> bool {
+        false
     }
 
     /// Gives back what was kept for later breakpoints, when all breakpoints are out.

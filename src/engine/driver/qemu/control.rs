@@ -18,7 +18,9 @@ use super::{
     events::Place,
     gdb::{Gdb, Stop, Thread},
     guardian::Guardian,
+    int3::Patch,
     leftover::{self, Folder},
+    points::Point,
     process,
     qmp::Qmp,
     transport::Address,
@@ -57,8 +59,15 @@ pub(super) struct Control {
     /// Somebody else has stopped the guest, or the guest itself (a panic, a shutdown).
     pub(super) foreign: bool,
 
-    /// Breakpoints, with the kind that the stub was asked for.
-    pub(super) breakpoints: BTreeMap<Va, u8>,
+    pub(super) breakpoints: BTreeMap<Va, Point>,
+    /// How many were set so far.
+    pub(super) points_set: u64,
+    /// What may be in guest memory, written down before QEMU is asked for it.
+    pub(super) patches: Vec<Patch>,
+    /// Whether this processor lets a vCPU past an instruction breakpoint with RF set; `None` until it was tried.
+    pub(super) honours_rf: Option<bool>,
+    /// vCPUs that were let past a breakpoint so.
+    pub(super) let_past: Vec<(VcpuId, Place)>,
     pub(super) watchpoints: BTreeSet<(Va, u64, u8)>,
     pub(super) pending: VecDeque<VmiEvent<Amd64>>,
     /// vCPUs that stand at a breakpoint whose hit was reported: to be stepped over it before they go on.
@@ -71,6 +80,9 @@ pub(super) struct Control {
     pub(super) idt: BTreeMap<VcpuId, u64>,
     pub(super) resets: u64,
     pub(super) shut_down: bool,
+    /// When the guest stopped for the events that are not answered yet.
+    pub(super) hit_at: Option<Instant>,
+    /// How long the guest stands for a hit, as a running mean; zero before the first.
     pub(super) overhead: Duration,
     pub(super) notices: Vec<String>,
 }
@@ -101,6 +113,10 @@ impl Control {
             pauses: 0,
             foreign: false,
             breakpoints: BTreeMap::new(),
+            points_set: 0,
+            patches: Vec::new(),
+            honours_rf: None,
+            let_past: Vec::new(),
             watchpoints: BTreeSet::new(),
             pending: VecDeque::new(),
             passed: Vec::new(),
@@ -109,6 +125,7 @@ impl Control {
             idt: BTreeMap::new(),
             resets: 0,
             shut_down: false,
+            hit_at: None,
             overhead: Duration::ZERO,
             notices,
         };
@@ -191,6 +208,7 @@ impl Control {
                     self.passed.clear();
                     self.step_wanted.clear();
                     self.retried.clear();
+                    self.let_past.clear();
                 }
                 "SHUTDOWN" => self.shut_down = true,
                 _ => {}
@@ -273,6 +291,10 @@ impl Control {
             if let Some(stub) = &mut self.stub {
                 stub.run()?;
             }
+            if let Some(at) = self.hit_at.take() {
+                let stood = at.elapsed();
+                self.overhead = if self.overhead.is_zero() { stood } else { (self.overhead * 7 + stood) / 8 };
+            }
         }
         self.running = true;
         Ok(())
@@ -332,6 +354,14 @@ impl Control {
             return Ok(registers);
         }
         Ok(self.monitor_registers(vcpu)?.registers)
+    }
+
+    /// The registers of a vCPU while the guest stands; `None` where the stub has no such vCPU.
+    pub fn stopped_registers(&mut self, vcpu: VcpuId) -> Result<Option<Amd64Registers>, VmiError> {
+        let Some(stub) = &mut self.stub else { return Ok(None) };
+        let Some(thread) = stub.thread(vcpu) else { return Ok(None) };
+        let idt_base = self.idt.get(&vcpu).copied().unwrap_or_default();
+        Ok(Some(Amd64Registers { idt_base, ..stub.known_registers(thread)? }))
     }
 
     pub fn monitor_registers(&mut self, vcpu: VcpuId) -> Result<cpu_text::CpuText, VmiError> {

@@ -1,16 +1,20 @@
 //! From stops to events and back: what a vCPU stopped for, and how it goes on.
 //!
-//! Each hit is reported once. The stub stops all vCPUs and names one; another that came to a breakpoint at the same
-//! moment has not executed the instruction yet, and runs into it again by itself as soon as the guest goes on. The one
-//! that was reported is stepped over the instruction alone, the others standing, and only if the breakpoint is still
-//! there. If the instruction faults on the way, it comes again after the fault was handled: that is not a new hit.
+//! Each hit is reported once. The stub stops all vCPUs and names one; another one that stands at a breakpoint at that
+//! moment has hit it as well. Before the guest goes on, each of them is brought past its breakpoint alone, the others
+//! standing, and only if the breakpoint is still there. If the instruction faults on the way, it comes again after the
+//! fault was handled: that is not a new hit.
+//!
+//! How a vCPU gets past: TCG steps over a breakpoint that it starts on. KVM does not: a processor that is entered at an
+//! instruction breakpoint hits it again, and executes an INT3 again. There a breakpoint in a debug register is passed with
+//! RF set (Intel SDM volume 3B, section 18.3.1.1), where that was seen to work, and any other is taken out for the step.
 
 use std::time::{Duration, Instant};
 
 use super::{
     control::Control,
     gdb::{Stop, Thread},
-    points::watch_access,
+    points::{Placement, watch_access},
     transport::wait_readable,
 };
 use crate::engine::{
@@ -24,11 +28,10 @@ use crate::engine::{
 const STEP_TIME: Duration = Duration::from_secs(2);
 /// With several vCPUs at a breakpoint at the same moment, a step of QEMU 7.2 sometimes stops before its instruction.
 const STEP_ATTEMPTS: u32 = 3;
+/// In bytes (Intel SDM volume 2A, section 2.3.11).
+const LONGEST_INSTRUCTION: u64 = 15;
 /// Instructions that come again and are remembered.
 const MOST_RETRIED: usize = 64;
-/// QEMU's bits for a step without interrupts and timers, and for one with them.
-const STEP_QUIETLY: u8 = 7;
-const STEP_WITH_INTERRUPTS: u8 = 1;
 
 /// A vCPU's state at a breakpoint: what tells an instruction that comes again (after a fault of its own, or because its
 /// vCPU was interrupted before it) from a new hit.
@@ -42,8 +45,8 @@ pub(super) struct Place {
 impl Place {
     fn of(registers: &Amd64Registers) -> Self {
         let mut gp = registers.gp;
-        // An instruction that comes again after a fault has RF set (Intel SDM volume 3B, section 18.3.1.1).
-        gp.rflags &= !(1 << 16);
+        // An instruction that comes again after a fault has RF set.
+        gp.rflags &= !Amd64Registers::RFLAGS_RF;
         Self { va: Va(gp.rip), root: registers.cr3, gp }
     }
 }
@@ -108,10 +111,11 @@ impl Control {
         match stop {
             Stop::Exited => Err(VmiError::Lost("QEMU has ended".into())),
             Stop::At { signal: Stop::TRAP, thread: Some(thread), watch } => {
-                let started = Instant::now();
+                let at = Instant::now();
                 self.trapped(thread, watch)?;
-                let spent = started.elapsed();
-                self.overhead = if self.overhead.is_zero() { spent } else { (self.overhead * 7 + spent) / 8 };
+                if !self.pending.is_empty() {
+                    self.hit_at.get_or_insert(at);
+                }
                 Ok(())
             }
             // A byte of ours has stopped a guest that somebody else had set running.
@@ -128,16 +132,43 @@ impl Control {
     }
 
     fn trapped(&mut self, thread: Thread, watch: Option<u64>) -> Result<(), VmiError> {
-        let vcpu = thread.vcpu();
-        let registers = self.registers(vcpu)?;
-        let va = Va(registers.gp.rip);
-        if let Some(event) = watch.and_then(|address| self.watch_event(vcpu, registers, Va(address))) {
-            self.pending.push_back(event);
-        } else if self.breakpoints.contains_key(&va) && !self.is_known(vcpu, va, &registers) {
-            self.pending.push_back(self.breakpoint_event(vcpu, va, registers));
+        let reported = thread.vcpu();
+        let registers = self.registers(reported)?;
+        if self.running {
+            return Ok(());
+        }
+        match watch.and_then(|address| self.watch_event(reported, registers, Va(address))) {
+            Some(event) => self.pending.push_back(event),
+            None => self.stands(reported, &registers),
+        }
+        for vcpu in self.vcpus.clone().into_iter().filter(|&vcpu| vcpu != reported) {
+            // One that was plugged in or out meanwhile is none of the stub's.
+            let Some(registers) = self.stopped_registers(vcpu)? else { continue };
+            self.stands(vcpu, &registers);
         }
         // Anything else is the stop of a breakpoint that is gone, or a step that somebody else asked for.
         Ok(())
+    }
+
+    /// A vCPU of a stopped guest: if it stands at a breakpoint, it has hit it.
+    fn stands(&mut self, vcpu: VcpuId, registers: &Amd64Registers) {
+        let va = Va(registers.gp.rip);
+        if self.breakpoints.contains_key(&va)
+            && !self.has_yet_to_go(vcpu, registers)
+            && !self.is_known(vcpu, va, registers)
+        {
+            self.pending.push_back(self.breakpoint_event(vcpu, va, *registers));
+        }
+    }
+
+    /// Whether a vCPU was let past this breakpoint with RF set and has not come to run since: RF is set still.
+    fn has_yet_to_go(&mut self, vcpu: VcpuId, registers: &Amd64Registers) -> bool {
+        let here = (vcpu, Place::of(registers));
+        let has = registers.gp.rflags & Amd64Registers::RFLAGS_RF != 0 && self.let_past.contains(&here);
+        if !has {
+            self.let_past.retain(|&(let_past, _)| let_past != vcpu);
+        }
+        has
     }
 
     /// Whether this hit was reported already: the vCPU has not moved since, or it retries an instruction that faulted.
@@ -205,37 +236,99 @@ impl Control {
         Ok(())
     }
 
-    /// Moves the vCPUs whose hits were reported off their breakpoints, and does the steps that were asked for. Each stays
+    /// Brings the vCPUs whose hits were reported past their breakpoints, and does the steps that were asked for. Each stays
     /// in the books until it is done: if somebody else sets the guest running in between, its hit is still known.
     pub fn step_over(&mut self) -> Result<(), VmiError> {
+        self.listen()?;
         while let Some(&(vcpu, place)) = self.passed.first() {
-            let registers = self.registers(vcpu)?;
             if self.running {
                 return Ok(());
             }
-            let to_do = self.breakpoints.contains_key(&place.va) || self.step_wanted.contains(&vcpu);
+            let Some(registers) = self.stopped_registers(vcpu)? else {
+                self.passed.retain(|&(gone, _)| gone != vcpu);
+                continue;
+            };
             if registers.gp.rip != place.va.0 {
                 // Somebody else had set the guest running, and the vCPU took an interrupt first.
                 self.note_retry(place);
-            } else if to_do {
-                if let Stepped::Not = self.step_one(vcpu, &registers, STEP_QUIETLY)? {
-                    return Ok(());
-                }
-                self.report_step(vcpu)?;
+            } else if let Stepped::Not = self.get_past(vcpu, place, &registers)? {
+                return Ok(());
             }
             self.passed.retain(|passed| *passed != (vcpu, place));
         }
         while let Some(&vcpu) = self.step_wanted.first() {
-            let registers = self.registers(vcpu)?;
             if self.running {
                 return Ok(());
             }
-            if let Stepped::Not = self.step_one(vcpu, &registers, STEP_QUIETLY)? {
+            let Some(registers) = self.stopped_registers(vcpu)? else {
+                self.step_wanted.retain(|&gone| gone != vcpu);
+                continue;
+            };
+            if let Stepped::Not = self.step_from(vcpu, &registers, false)? {
                 return Ok(());
             }
             self.report_step(vcpu)?;
         }
         Ok(())
+    }
+
+    /// Brings one vCPU past the breakpoint that it stands at, by a step if one was asked for.
+    fn get_past(&mut self, vcpu: VcpuId, place: Place, registers: &Amd64Registers) -> Result<Stepped, VmiError> {
+        let step_wanted = self.step_wanted.contains(&vcpu);
+        let in_register = match self.breakpoints.get(&place.va) {
+            Some(point) => point.placement == Placement::Register,
+            None if step_wanted => false,
+            None => return Ok(Stepped::Done),
+        };
+        if in_register && !step_wanted && self.honours_rf == Some(true) {
+            self.set_rf(vcpu, registers)?;
+            self.let_past.push((vcpu, place));
+            return Ok(Stepped::Done);
+        }
+        let stepped = self.step_from(vcpu, registers, false)?;
+        if !matches!(stepped, Stepped::Not) {
+            self.report_step(vcpu)?;
+        }
+        Ok(stepped)
+    }
+
+    fn set_rf(&mut self, vcpu: VcpuId, registers: &Amd64Registers) -> Result<(), VmiError> {
+        let Some(stub) = &mut self.stub else { return Ok(()) };
+        let thread = stub.thread(vcpu).ok_or(VmiError::VcpuNotFound(vcpu))?;
+        let mut new = *registers;
+        new.gp.rflags |= Amd64Registers::RFLAGS_RF;
+        stub.change_registers(thread, &new).map(drop)
+    }
+
+    /// Lets one vCPU do one instruction, over the breakpoint that it may stand at.
+    fn step_from(&mut self, vcpu: VcpuId, before: &Amd64Registers, interrupts: bool) -> Result<Stepped, VmiError> {
+        let va = Va(before.gp.rip);
+        let Some(point) = self.breakpoints.get(&va).copied().filter(|point| point.placement != Placement::Translator)
+        else {
+            return self.step_one(vcpu, before, interrupts);
+        };
+        if point.placement == Placement::Register && self.honours_rf != Some(false) {
+            self.set_rf(vcpu, before)?;
+            let (stepped, moved) = self.try_step(vcpu, before, interrupts)?;
+            if moved {
+                self.honours_rf = Some(true);
+            }
+            if moved || self.honours_rf == Some(true) || matches!(stepped, Stepped::Not | Stepped::Watched) {
+                return Ok(stepped);
+            }
+        }
+        self.lift(va, vcpu, &point)?;
+        let stepped = self.step_one(vcpu, before, interrupts);
+        // Whatever has become of the step: the breakpoint goes back before anything runs. Somebody else may have set the
+        // guest running.
+        self.hold()?;
+        self.put_back(va, &point)?;
+        if let (Ok(Stepped::Done), Placement::Register, None) = (&stepped, point.placement, self.honours_rf) {
+            // Past it without the breakpoint, but not with RF: unless it is a jump to itself.
+            let after = self.stopped_registers(vcpu)?;
+            self.honours_rf = after.filter(|after| after.gp.rip != va.0).map(|_| false);
+        }
+        stepped
     }
 
     fn report_step(&mut self, vcpu: VcpuId) -> Result<(), VmiError> {
@@ -266,8 +359,7 @@ impl Control {
         }
         // A vCPU in HLT goes on with an interrupt only.
         let halted = self.monitor_registers(vcpu)?.halted;
-        let bits = if halted { STEP_WITH_INTERRUPTS } else { STEP_QUIETLY };
-        match self.step_one(vcpu, &registers, bits)? {
+        match self.step_from(vcpu, &registers, halted)? {
             Stepped::Not if halted => Err(VmiError::Invalid(format!(
                 "vCPU {vcpu} waits for an interrupt (HLT) and none came within {} s: step another one",
                 STEP_TIME.as_secs()
@@ -281,23 +373,28 @@ impl Control {
     }
 
     /// Lets one vCPU do one instruction while the others stand.
-    fn step_one(&mut self, vcpu: VcpuId, before: &Amd64Registers, bits: u8) -> Result<Stepped, VmiError> {
+    fn step_one(&mut self, vcpu: VcpuId, before: &Amd64Registers, interrupts: bool) -> Result<Stepped, VmiError> {
         for _ in 1..STEP_ATTEMPTS {
-            let (stepped, moved) = self.try_step(vcpu, before, bits)?;
+            let (stepped, moved) = self.try_step(vcpu, before, interrupts)?;
             if moved || matches!(stepped, Stepped::Not | Stepped::Watched) {
                 return Ok(stepped);
             }
         }
         // An instruction that changes nothing: a jump to itself.
-        self.try_step(vcpu, before, bits).map(|(stepped, _)| stepped)
+        self.try_step(vcpu, before, interrupts).map(|(stepped, _)| stepped)
     }
 
     /// One try at that, and whether any register has changed.
-    fn try_step(&mut self, vcpu: VcpuId, before: &Amd64Registers, bits: u8) -> Result<(Stepped, bool), VmiError> {
+    fn try_step(
+        &mut self,
+        vcpu: VcpuId,
+        before: &Amd64Registers,
+        interrupts: bool,
+    ) -> Result<(Stepped, bool), VmiError> {
         let Some(stub) = &mut self.stub else { return Ok((Stepped::Not, false)) };
         let thread = stub.thread(vcpu).ok_or(VmiError::VcpuNotFound(vcpu))?;
-        if bits != STEP_QUIETLY {
-            stub.set_step_bits(bits)?;
+        if interrupts {
+            stub.let_interrupts_in(true)?;
         }
         stub.step(thread)?;
         let mut stop = stub.wait_stop(Instant::now() + STEP_TIME)?;
@@ -306,11 +403,11 @@ impl Control {
             stub.interrupt()?;
             stop = stub.wait_stop(Instant::now() + STEP_TIME)?;
         }
-        if bits != STEP_QUIETLY {
-            stub.set_step_bits(STEP_QUIETLY)?;
+        if interrupts {
+            stub.let_interrupts_in(false)?;
         }
         let after = stub.registers(thread)?;
-        let moved = after.gp != before.gp;
+        let moved = Place::of(&after).gp != Place::of(before).gp;
         match stop {
             Some(Stop::At { signal: Stop::TRAP, watch, .. }) => {
                 self.note_fault(thread, before, &after)?;
@@ -337,7 +434,9 @@ impl Control {
     fn note_fault(&mut self, thread: Thread, before: &Amd64Registers, after: &Amd64Registers) -> Result<(), VmiError> {
         let va = Va(before.gp.rip);
         let Some(stub) = &mut self.stub else { return Ok(()) };
-        if !self.breakpoints.contains_key(&va) || after.cpl() != 0 || after.gp.rsp == before.gp.rsp {
+        // An instruction that was executed leads a few bytes on, or somewhere by itself.
+        let is_next = after.gp.rip.wrapping_sub(va.0) <= LONGEST_INSTRUCTION;
+        if !self.breakpoints.contains_key(&va) || is_next || after.cpl() != 0 || after.gp.rsp == before.gp.rsp {
             return Ok(());
         }
         let Some(bytes) = stub.read_virtual(thread, after.gp.rsp, 48)? else { return Ok(()) };

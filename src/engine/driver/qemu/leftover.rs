@@ -15,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{gdb::Gdb, process, qmp::Qmp, transport::Address};
+use super::{gdb::Gdb, int3::Patch, process, qmp::Qmp, transport::Address};
 use crate::engine::error::VmiError;
 
 const PREFIX: &str = "vmscope-qemu-";
@@ -39,6 +39,9 @@ pub struct State {
     pub stub_is_ours: bool,
     /// Whether the guest was stopped by somebody else, and so stays stopped.
     pub leave_paused: bool,
+    /// What may be in guest memory.
+    #[serde(default)]
+    pub patches: Vec<Patch>,
 }
 
 impl State {
@@ -259,7 +262,10 @@ fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Path, state: &State) -> Result<(), Vmi
         };
         // Connecting clears all breakpoints and stops the guest.
         let stub = Gdb::connect(&address, Arc::clone(qmp));
-        freed = stub.and_then(|mut stub| if state.leave_paused { Ok(()) } else { stub.detach() });
+        freed = stub.and_then(|mut stub| {
+            let repaired = state.patches.iter().try_for_each(|patch| patch.repair(&mut stub));
+            if state.leave_paused { repaired } else { repaired.and(stub.detach()) }
+        });
         if state.stub_is_ours {
             stop_stub(&mut monitor())?;
         }

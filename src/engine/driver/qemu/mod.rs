@@ -15,6 +15,7 @@ pub mod fuzzing;
 mod gdb;
 pub mod guardian;
 pub mod guests;
+mod int3;
 mod leftover;
 mod mapping;
 mod memory;
@@ -26,7 +27,7 @@ mod stub;
 mod transport;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -40,7 +41,7 @@ use super::{
     VmiStep, VmiVmControl, VmiWrite,
 };
 use crate::engine::{
-    addr::{Gfn, Pa, Va, VcpuId},
+    addr::{AddressContext, Gfn, Pa, Va, VcpuId},
     arch::{
         Architecture,
         amd64::{
@@ -79,7 +80,12 @@ pub struct QemuDriver {
     kvm: bool,
     read_only: bool,
     attached: Instant,
+    /// When the INT3 in guest memory were looked after last.
+    patches_seen: Cell<Instant>,
 }
+
+/// How often INT3 in guest memory are looked after.
+const PATCHES_PERIOD: Duration = Duration::from_secs(1);
 
 impl QemuDriver {
     /// Attaches to a guest. It is neither stopped nor changed.
@@ -114,7 +120,15 @@ impl QemuDriver {
             max_gfn: Gfn(memory.end().saturating_sub(1) >> 12),
         };
         let read_only = options.read_only;
-        Ok(Self { memory, control: RefCell::new(control), info, kvm, read_only, attached: Instant::now() })
+        Ok(Self {
+            memory,
+            control: RefCell::new(control),
+            info,
+            kvm,
+            read_only,
+            attached: Instant::now(),
+            patches_seen: Cell::new(Instant::now()),
+        })
     }
 
     /// Whether the gdb stub is connected.
@@ -173,6 +187,30 @@ impl QemuDriver {
             }
         }
         None
+    }
+
+    /// Looks now and then whether the INT3 in guest memory are still there: a kernel that patches its own code overwrites
+    /// them. They are set again, over what is there now.
+    fn look_after_patches(&self) {
+        let in_memory = self.control.borrow().in_memory();
+        if in_memory.is_empty() || self.patches_seen.get().elapsed() < PATCHES_PERIOD {
+            return;
+        }
+        self.patches_seen.set(Instant::now());
+        for (va, pa) in in_memory {
+            let mut byte = [0];
+            if self.read_physical(pa, &mut byte).is_err() || byte == [int3::INT3] {
+                continue;
+            }
+            match self.control.borrow_mut().set_again(va) {
+                Ok(()) => {
+                    tracing::info!(%va, "the guest has overwritten a breakpoint with code of its own; it was set again")
+                }
+                Err(error) => {
+                    tracing::warn!(%va, "the guest has overwritten a breakpoint, and it could not be set again: {error}")
+                }
+            }
+        }
     }
 
     fn may_change(&self, what: &'static str) -> Result<(), VmiError> {
@@ -301,6 +339,7 @@ impl VmiEventControl for QemuDriver {
     where
         Handler: FnMut(&VmiEvent<Amd64>) -> VmiEventResponse<Amd64>,
     {
+        self.look_after_patches();
         let event = self.control.borrow_mut().next_event(timeout)?;
         let event = self.with_frame(event);
         let response = handler(&event);
@@ -345,13 +384,17 @@ impl VmiVmControl for QemuDriver {
 
 impl VmiDebugControl for QemuDriver {
     /// A running guest is held until the next wait for events, so that several changes cost one stop.
-    fn set_breakpoint(&self, va: Va) -> Result<(), VmiError> {
+    fn set_breakpoint(&self, ctx: AddressContext, pa: Pa) -> Result<(), VmiError> {
         self.may_change("setting a breakpoint")?;
-        self.control.borrow_mut().set_breakpoint(va)
+        self.control.borrow_mut().set_breakpoint(ctx, pa)
     }
 
     fn clear_breakpoint(&self, va: Va) -> Result<(), VmiError> {
         self.control.borrow_mut().clear_breakpoint(va)
+    }
+
+    fn is_breakpoint_visible(&self, va: Va) -> bool {
+        self.control.borrow().is_visible(va)
     }
 
     /// Under TCG a stop reports one watchpoint, and one that another vCPU hit at the same moment comes late or under

@@ -52,6 +52,7 @@ impl Control {
             stub: self.stub_address.as_ref().map(Address::to_string),
             stub_is_ours: self.stub_is_ours,
             leave_paused: self.foreign,
+            patches: self.patches.clone(),
         };
         let doing = || format!("writing down in {} how to free the guest", folder.path().display());
         folder.write(&state).map_err(|error| VmiError::driver(doing(), error))
@@ -137,6 +138,7 @@ impl Control {
             for (va, bytes, kind) in self.watchpoints.clone() {
                 result = result.and(self.clear_watchpoint(va, bytes, watch_access(kind)));
             }
+            result = result.and(self.repair_patches());
             let runs = self.wants_to_run();
             if let (true, Some(stub)) = (runs, &mut self.stub) {
                 // Whatever could not be taken out one by one goes with this.
@@ -151,6 +153,7 @@ impl Control {
         self.passed.clear();
         self.step_wanted.clear();
         self.retried.clear();
+        self.let_past.clear();
         if self.wants_to_run() {
             let status = leftover::status(&mut self.qmp());
             self.running = status.as_ref().is_ok_and(|status| status == "running");

@@ -46,8 +46,14 @@ pub struct Gdb {
     wire: Wire,
     threads: Vec<Thread>,
     file: RegisterFile,
-    /// The thread that registers are read of, and the stops until it was selected: QEMU selects the one that it reports.
+    step_bits: Option<StepBits>,
+    /// The thread that `g`, `P` and `m` are about (`Hg`), and the stops seen when it was selected: a stop selects the
+    /// thread that it reports.
     selected: Option<(Thread, u64)>,
+    /// The same for `Z` and `z` (`Hc`).
+    aimed: Option<(Thread, u64)>,
+    /// Registers read since the guest stopped, and the stops seen when they were.
+    read: (u64, Vec<(Thread, Amd64Registers)>),
 }
 
 impl Gdb {
@@ -75,7 +81,8 @@ impl Gdb {
             return Err(strange(wire.address(), "its registers are not those of an x86-64 processor"));
         };
         let threads = list_threads(&mut wire)?;
-        Ok(Self { wire, threads, file, selected: None })
+        let step_bits = StepBits::parse(&wire.command(b"qqemu.sstepbits")?);
+        Ok(Self { wire, threads, file, step_bits, selected: None, aimed: None, read: (0, Vec::new()) })
     }
 
     /// The socket's descriptor, for waiting on it.
@@ -88,15 +95,61 @@ impl Gdb {
         self.threads.iter().copied().find(|thread| thread.vcpu() == vcpu)
     }
 
+    /// The threads of all vCPUs.
+    pub fn all_threads(&self) -> Vec<Thread> {
+        self.threads.clone()
+    }
+
     /// The registers of a vCPU of a stopped guest; the IDT's base and LSTAR are not among them.
     ///
     /// # Errors
     /// What the stub says.
     pub fn registers(&mut self, thread: Thread) -> Result<Amd64Registers, VmiError> {
+        let stops = self.wire.stops_seen();
+        if self.read.0 != stops {
+            self.read = (stops, Vec::new());
+        }
+        self.read.1.retain(|(read, _)| *read != thread);
         self.select(thread)?;
         let reply = self.wire.command(b"g")?;
         let registers = from_hex(&reply).and_then(|bytes| self.file.decode(&bytes));
-        registers.ok_or_else(|| self.refused("g", &reply))
+        let registers = registers.ok_or_else(|| self.refused("g", &reply))?;
+        // A stop that came in with the reply is of another moment.
+        if self.wire.stops_seen() == stops {
+            self.read.1.push((thread, registers));
+        }
+        Ok(registers)
+    }
+
+    /// The same, as read since the guest stopped: registers of a guest that stands do not change by themselves.
+    ///
+    /// # Errors
+    /// What the stub says.
+    pub fn known_registers(&mut self, thread: Thread) -> Result<Amd64Registers, VmiError> {
+        let is_now = self.read.0 == self.wire.stops_seen();
+        match self.read.1.iter().find(|(read, _)| is_now && *read == thread) {
+            Some((_, registers)) => Ok(*registers),
+            None => self.registers(thread),
+        }
+    }
+
+    /// Makes the registers of a vCPU of a stopped guest these, without a look whether they are; returns whether there was
+    /// anything to change.
+    ///
+    /// # Errors
+    /// What the stub says.
+    pub fn change_registers(&mut self, thread: Thread, new: &Amd64Registers) -> Result<bool, VmiError> {
+        let old = self.known_registers(thread)?;
+        let changes = self.file.changes(&old, new);
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        self.select(thread)?;
+        self.read.1.clear();
+        for (number, bytes) in &changes {
+            self.expect_ok(&format!("P{number:x}={}", to_hex(bytes)))?;
+        }
+        Ok(true)
     }
 
     /// Makes the registers of a vCPU of a stopped guest these, and looks whether they are.
@@ -104,12 +157,8 @@ impl Gdb {
     /// # Errors
     /// What the stub says.
     pub fn set_registers(&mut self, thread: Thread, new: &Amd64Registers) -> Result<(), VmiError> {
-        let old = self.registers(thread)?;
-        let changes = self.file.changes(&old, new);
-        for (number, bytes) in &changes {
-            self.expect_ok(&format!("P{number:x}={}", to_hex(bytes)))?;
-        }
-        if changes.is_empty() {
+        self.registers(thread)?;
+        if !self.change_registers(thread, new)? {
             return Ok(());
         }
         let now = self.registers(thread)?;
@@ -127,6 +176,17 @@ impl Gdb {
         self.select(thread)?;
         let reply = self.wire.command(format!("m{address:x},{bytes:x}").as_bytes())?;
         Ok(from_hex(&reply).filter(|read| read.len() == bytes))
+    }
+
+    /// Reads a few bytes of guest-physical memory; `None` where there is no memory.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn read_physical(&mut self, address: u64, bytes: usize) -> Result<Option<Vec<u8>>, VmiError> {
+        self.expect_ok("Qqemu.PhyMemMode:1")?;
+        let reply = self.wire.command(format!("m{address:x},{bytes:x}").as_bytes());
+        self.expect_ok("Qqemu.PhyMemMode:0")?;
+        Ok(from_hex(&reply?).filter(|read| read.len() == bytes))
     }
 
     /// Writes guest-physical memory.
@@ -154,11 +214,33 @@ impl Gdb {
         self.expect_ok(&format!("{letter}{kind},{address:x},{bytes:x}"))
     }
 
-    /// Chooses whether single steps keep interrupts and timers out (QEMU's bits: 1 step, 2 no interrupts, 4 no timers).
+    /// Makes a vCPU the one through whose address space `Z0` and `z0` reach guest memory under KVM.
     ///
     /// # Errors
     /// What the stub says.
-    pub fn set_step_bits(&mut self, bits: u8) -> Result<(), VmiError> {
+    pub fn aim(&mut self, thread: Thread) -> Result<(), VmiError> {
+        if self.threads.len() > 1 && self.aimed != Some((thread, self.wire.stops_seen())) {
+            self.expect_ok(&format!("Hc{}", thread.text()))?;
+            self.aimed = Some((thread, self.wire.stops_seen()));
+        }
+        Ok(())
+    }
+
+    /// Drops every breakpoint that the stub knows (`?`); returns with the guest stopped as it was.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn drop_points(&mut self) -> Result<(), VmiError> {
+        self.wire.drop_points()
+    }
+
+    /// Chooses whether single steps let interrupts and timers in. A stub that offers no choice is left alone.
+    ///
+    /// # Errors
+    /// What the stub says.
+    pub fn let_interrupts_in(&mut self, let_in: bool) -> Result<(), VmiError> {
+        let Some(bits) = self.step_bits else { return Ok(()) };
+        let bits = if let_in { bits.with_interrupts } else { bits.quiet };
         self.expect_ok(&format!("Qqemu.sstep={bits:x}"))
     }
 
@@ -168,6 +250,7 @@ impl Gdb {
     /// When the stub is gone.
     pub fn run(&mut self) -> Result<(), VmiError> {
         self.wire.forget_stops();
+        self.read.1.clear();
         self.wire.send(b"vCont;c")
     }
 
@@ -177,6 +260,7 @@ impl Gdb {
     /// When the stub is gone.
     pub fn step(&mut self, thread: Thread) -> Result<(), VmiError> {
         self.wire.forget_stops();
+        self.read.1.clear();
         self.wire.send(format!("vCont;s:{}", thread.text()).as_bytes())
     }
 
@@ -209,11 +293,19 @@ impl Gdb {
     /// # Errors
     /// When the stub is gone.
     pub fn wait_stop(&mut self, deadline: Instant) -> Result<Option<Stop>, VmiError> {
-        self.wire.wait_stop(deadline)
+        let stop = self.wire.wait_stop(deadline)?;
+        // QEMU selects the vCPU that it reports a breakpoint, a watchpoint or a step of (`gdb_set_stop_cpu`).
+        if let Some(Stop::At { signal: Stop::TRAP, thread: Some(thread), .. }) = stop
+            && !self.wire.has_stops()
+        {
+            self.selected = Some((thread, self.wire.stops_seen()));
+            self.aimed = self.selected;
+        }
+        Ok(stop)
     }
 
     fn select(&mut self, thread: Thread) -> Result<(), VmiError> {
-        if self.selected != Some((thread, self.wire.stops_seen())) {
+        if self.threads.len() > 1 && self.selected != Some((thread, self.wire.stops_seen())) {
             self.expect_ok(&format!("Hg{}", thread.text()))?;
             self.selected = Some((thread, self.wire.stops_seen()));
         }
@@ -229,6 +321,27 @@ impl Gdb {
         let said = clean(&String::from_utf8_lossy(reply), 40);
         let why = if said.is_empty() { "it does not know that packet".to_owned() } else { format!("it says '{said}'") };
         VmiError::driver(format!("asking the gdb stub at {} for {}", self.wire.address(), clean(packet, 40)), why)
+    }
+}
+
+/// What single steps may be asked to do (`qqemu.sstepbits`; QEMU: `gdbstub/`, "Changing single-stepping behaviour").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StepBits {
+    /// Keeps out what can be kept out: interrupts, and timers where the accelerator can (TCG; KVM cannot).
+    quiet: u8,
+    with_interrupts: u8,
+}
+
+impl StepBits {
+    /// Reads `ENABLE=1,NOIRQ=2,NOTIMER=4`; `None` for anything that does not name a bit to step with.
+    fn parse(reply: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(reply).ok()?;
+        let bit = |name: &str| {
+            let value = text.split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
+            u8::from_str_radix(value, 16).ok().filter(|bit| bit.is_power_of_two())
+        };
+        let enable = bit("ENABLE")?;
+        Some(Self { quiet: enable | bit("NOIRQ").unwrap_or(0) | bit("NOTIMER").unwrap_or(0), with_interrupts: enable })
     }
 }
 
@@ -324,6 +437,18 @@ mod tests {
             served.join().expect("no panic");
         }
         gdb
+    }
+
+    #[test]
+    fn step_bits_are_those_that_the_stub_offers() {
+        let of = |text: &str| StepBits::parse(text.as_bytes()).map(|bits| (bits.quiet, bits.with_interrupts));
+        assert_eq!(of("ENABLE=1,NOIRQ=2,NOTIMER=4"), Some((7, 1)));
+        assert_eq!(of("ENABLE=1,NOIRQ=2"), Some((3, 1)), "KVM");
+        assert_eq!(of("ENABLE=1"), Some((1, 1)));
+        for absurd in ["", "NOIRQ=2", "ENABLE=", "ENABLE=0", "ENABLE=3", "ENABLE=100", "ENABLE=-1", "E22", "\u{1b}"] {
+            assert_eq!(of(absurd), None, "{absurd}");
+        }
+        assert_eq!(of("ENABLE=1,NOIRQ=ffffffffffffffffff,NOTIMER=6"), Some((1, 1)), "only what makes sense");
     }
 
     #[test]

@@ -74,9 +74,8 @@ impl Wire {
             qmp,
             lost: None,
         };
-        // Its answer is a stop reply, like the unasked one that may come before it. A second client is not even heard.
-        wire.send_bytes(&packet::encode(b"?"))?;
-        match wire.wait_stop(Instant::now() + FIRST_REPLY_TIME) {
+        // A second client is not even heard.
+        match wire.ask_why() {
             Ok(Some(_)) => Ok(wire),
             // Whatever listens there, the guest itself is not lost with it.
             Err(VmiError::Lost(why)) => Err(VmiError::Invalid(format!("no gdb stub was found: {why}"))),
@@ -85,6 +84,24 @@ impl Wire {
                 "the gdb stub at {address} does not answer: another debugger holds it (it serves one at a time); end \
                  that one first"
             ))),
+        }
+    }
+
+    /// Asks why the guest has stopped. The answer is a stop reply, like the unasked one that may come before it.
+    fn ask_why(&mut self) -> Result<Option<Stop>, VmiError> {
+        self.send_bytes(&packet::encode(b"?"))?;
+        self.wait_stop(Instant::now() + FIRST_REPLY_TIME)
+    }
+
+    /// Asks why the stopped guest has stopped, for the sake of what that does in QEMU: every breakpoint is dropped.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn drop_points(&mut self) -> Result<(), VmiError> {
+        self.forget_stops();
+        match self.ask_why()? {
+            Some(_) => Ok(()),
+            None => Err(self.give_up(&io::ErrorKind::TimedOut.into())),
         }
     }
 
@@ -101,6 +118,11 @@ impl Wire {
     /// How many stops have come in so far.
     pub fn stops_seen(&self) -> u64 {
         self.stops_seen
+    }
+
+    /// Whether there are stops that nobody has asked for.
+    pub fn has_stops(&self) -> bool {
+        !self.stops.is_empty()
     }
 
     /// Forgets the stops that nobody has asked for.
