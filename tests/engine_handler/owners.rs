@@ -7,17 +7,17 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use vmscope::engine::{
     addr::{Gfn, Pa, Va, VcpuId, View},
-    arch::amd64::{Amd64EventReason, EventInterrupt, Interrupt},
+    arch::amd64::{Amd64EventReason, Amd64Registers, EventInterrupt, Interrupt},
     command::{Answer, Command, Done, Request, Subject, Target},
     event::{VmiEvent, VmiEventAction},
     monitor::{Channels, Monitor, MonitorOptions},
     os::linux::LinuxOs,
     session::{VmiContext, VmiHandler, VmiSession},
-    snapshot::{Breakpoint, BreakpointState, Detail, EventKind, Scope, Snapshot, Table},
+    snapshot::{Breakpoint, BreakpointState, Detail, EventKind, FaultId, Scope, Snapshot, Table},
 };
 
 use crate::support::{
-    FlatDriver,
+    Call, FlatDriver,
     linux::{Machine, Options, Spawn, offset},
 };
 
@@ -28,6 +28,8 @@ const DEAD: u32 = 0x10;
 const ZOMBIE: u32 = 0x20;
 /// `PF_EXITING`.
 const EXITING: u32 = 4;
+/// `VM_READ`.
+const VM_READ: u64 = 1;
 
 /// A machine with two processes, and a monitor that is at work on it.
 struct Rig {
@@ -43,6 +45,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with(MonitorOptions::default())
+    }
+
+    fn with(options: MonitorOptions) -> Self {
         let machine = Machine::new(Options::default());
         let (work, other) = (machine.spawn(WORK), machine.spawn(OTHER));
         let os = LinuxOs::detect(&machine.core, &machine.registers(false), None).expect("a kernel");
@@ -50,7 +56,7 @@ impl Rig {
         let (requests, commands) = unbounded();
         let (ping, changed) = bounded(1);
         let channels = Channels { snapshot: Arc::clone(&snapshot), changed: ping, requests: commands };
-        let mut monitor = Monitor::new(MonitorOptions::default(), channels, Snapshot::default());
+        let mut monitor = Monitor::new(options, channels, Snapshot::default());
         monitor.start(VmiSession::new(&machine.core, &os)).expect("it starts");
         Self { machine, os, monitor, snapshot, requests, _changed: changed, work, other }
     }
@@ -304,6 +310,7 @@ fn a_process_lives_while_one_of_its_threads_does() {
     // The last one has ended; nobody has waited for the process yet.
     let signal = Va(rig.machine.peek64(work + offset("task_struct", "signal")));
     rig.machine.poke32(signal + offset("signal_struct", "nr_threads"), 1);
+    rig.set64(thread, "mm", 0);
     assert_eq!(rig.row().state, BreakpointState::Ended);
     let refused = rig.breakpoint(&rig.at(7)).expect_err("a zombie");
     assert!(refused.contains("work (7) has ended already"), "{refused}");
@@ -342,4 +349,38 @@ fn an_address_of_user_mode_needs_a_process() {
         assert!(why.contains(&format!("name the process, as in {place}@")), "{why}");
     }
     assert!(matches!(rig.breakpoint("do_syscall_64"), Ok(Done::Breakpoint(..))));
+}
+
+#[test]
+fn a_page_fault_is_injected_into_no_other_process() {
+    let mut rig = Rig::with(MonitorOptions { lock_step: true, ..MonitorOptions::default() });
+    let (work, other, root) = (rig.work, rig.other, rig.root(rig.work));
+    let page = rig.machine.arguments_at() + 0x5000;
+    rig.machine.set_regions(work, &[(page.0, page.0 + 0x1000, VM_READ, Va(0))]);
+    let target = Target::parse(&format!("{page}@7")).expect("a place");
+    let answers =
+        [Command::RequestPage { target }, Command::InjectFault(FaultId(1)), Command::Advance(1)].map(|command| {
+            let (answer, answered) = bounded(1);
+            rig.requests.send(Request { command, answer }).expect("the monitor listens");
+            answered
+        });
+    let mut poll = || assert!(rig.monitor.poll(VmiSession::new(&rig.machine.core, &rig.os)).is_none());
+    poll();
+    for answer in answers.iter().take(2) {
+        answer.try_recv().expect("an answer").expect("done");
+    }
+    // A process that has the page tables runs in user mode, but it is another one.
+    let user = Amd64Registers { cr3: root.0, ..rig.machine.registers(true) };
+    rig.machine.core.driver().set_vcpu_registers(VcpuId(1), user);
+    rig.machine.poke64(other + offset("task_struct", "mm"), rig.machine.peek64(work + offset("task_struct", "mm")));
+    let injected = |rig: &Machine| {
+        let calls = rig.core.driver().take_calls();
+        calls.into_iter().filter(|call| matches!(call, Call::InjectInterrupt(..))).count()
+    };
+    rig.machine.set_current(1, other);
+    poll();
+    assert_eq!(injected(&rig.machine), 0);
+    rig.machine.set_current(1, work);
+    poll();
+    assert_eq!(injected(&rig.machine), 1);
 }

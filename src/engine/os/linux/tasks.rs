@@ -176,13 +176,12 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         if task.exit_state != 0 || task.flags & PF_EXITING != 0 {
             flags.push(ProcessFlag::Exiting);
         }
-        let threads = beyond(task.signal, layout.signal_threads).unwrap_or(1);
         Process {
             pid: task.tgid,
             ppid,
             name: self.long_name(task).unwrap_or_else(|| task.name.clone()),
-            root: self.root_of_process(task, threads),
-            threads,
+            root: self.root_of_process(task),
+            threads: beyond(task.signal, layout.signal_threads).unwrap_or(1),
             start_ns: task.start_ns,
             uid: beyond(task.cred, layout.cred_uid),
             flags,
@@ -192,11 +191,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
 
     /// The address space of a process: that of its first task, or of another one where the first has ended before the
     /// others.
-    fn root_of_process(&self, task: &TaskRecord, threads: u32) -> Option<Pa> {
+    fn root_of_process(&self, task: &TaskRecord) -> Option<Pa> {
         if !task.mm.is_null() {
             return self.root_of(task.mm);
         }
-        if task.exit_state == 0 || threads < 2 {
+        if task.exit_state == 0 {
             return None;
         }
         let (others, _) = self.thread_list(task)?;
