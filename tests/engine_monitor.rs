@@ -179,11 +179,9 @@ fn a_breakpoint_of_a_process_ends_with_it_and_counts_no_other() {
     assert_eq!((row.error.as_ref(), row.pa), (Some(&why), None));
     assert_eq!(only(&ended.page_tables).ended.as_ref(), Some(&why));
     assert!(demo.ask(Command::ToggleBreakpoint(row.id)).is_err_and(|refused| refused.contains(&why)));
-    // Later processes are given all that it had.
-    let root =
-        |s: &Snapshot| s.processes.iter().any(|other| other.root == process.root && other.key() != process.key());
-    let again = demo.until("another process with its page tables", root);
-    assert_eq!(only(&again.breakpoints).hits, row.hits);
+    // Later processes of the same program close what they have opened, too.
+    let another = |s: &Snapshot| newest(s).start_ns > process.start_ns && newest(s).name == process.name;
+    demo.until("another process of its program", another);
     let later = demo.advance(5000);
     assert_eq!(only(&later.breakpoints).hits, row.hits);
     untouched(&later);
