@@ -28,6 +28,7 @@ fn snapshot(many: u64) -> Snapshot {
         view: View(1),
         pa: Some(Pa(n << 4)),
         state: BreakpointState::Active,
+        visible: false,
         tag: String::new(),
         hits: n * n,
         rates: (0..20).map(|i| n * i % 23).collect(),

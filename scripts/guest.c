@@ -157,6 +157,44 @@ static void work_churn(long count) {
     printf("churn %ld\n", count);
 }
 
+// A place that a breakpoint can be set at; this program is at the same addresses in each of its processes.
+__attribute__((noinline)) static void reached(void) { asm volatile("" ::: "memory"); }
+
+static void reach(long count) {
+    for (long i = 0; i < count; i++) reached();
+}
+
+static void *reach_in_thread(void *count) {
+    reach((long)count);
+    return NULL;
+}
+
+// Comes to one place N times and ends. Without N, it says where that is, and then for each line (`here`, `thread`, `fork` or
+// `vfork` and a number) comes there so often, in this process or in a child; `exec` starts the program anew in the same process.
+static void work_reach(long count) {
+    if (count) {
+        reach(count);
+        return;
+    }
+    char line[64], how[16];
+    printf("ready %d %p\n", getpid(), (void *)reached);
+    fflush(stdout);
+    while (read_command(line, sizeof line) && strcmp(line, "exit")) {
+        pthread_t thread;
+        pid_t child = 0;
+        if (sscanf(line, "%15s %ld", how, &count) < 1) continue;
+        if (!strcmp(how, "exec")) execl("/proc/self/exe", "work", "reach", NULL), fail("exec");
+        if (!strcmp(how, "here")) reach(count);
+        if (!strcmp(how, "thread") && pthread_create(&thread, NULL, reach_in_thread, (void *)count)) fail("thread");
+        if (!strcmp(how, "thread")) pthread_join(thread, NULL);
+        if (!strcmp(how, "fork") && !(child = fork())) reach(count), _exit(0);
+        if (!strcmp(how, "vfork") && !(child = vfork())) reach(count), _exit(0);
+        if (child) waitpid(child, NULL, 0);
+        printf("%s %ld\n", how, count);
+        fflush(stdout);
+    }
+}
+
 // Carries a name that would do harm to a terminal that shows it raw.
 static void work_hostile_name(void) {
     prctl(PR_SET_NAME, "\x1b[31mx\x07\xff");
@@ -256,11 +294,12 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "cpu")) work_cpu(count);
     else if (!strcmp(what, "sleepers")) work_sleepers(count);
     else if (!strcmp(what, "churn")) work_churn(count);
+    else if (!strcmp(what, "reach")) work_reach(count);
     else if (!strcmp(what, "hostile-name")) work_hostile_name();
     else if (!strcmp(what, "threads")) work_threads(count);
     else if (!strcmp(what, "missing")) work_missing(count);
     else {
-        fputs("usage: work open N | map | mm N | cpu N | sleepers N | churn [N] | hostile-name | threads N | missing N\n", stderr);
+        fputs("usage: work open N | map | mm N | cpu N | sleepers N | churn [N] | reach [N] | hostile-name | threads N | missing N\n", stderr);
         return 2;
     }
     return 0;

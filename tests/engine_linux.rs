@@ -332,7 +332,8 @@ fn the_current_process_is_the_one_of_the_vcpus_own_data() {
         let thread = machine.add_thread(shell, 8, "worker");
         let os = attach(&machine);
         machine.set_current(1, thread);
-        let running = CurrentProcess { pid: 7, tid: 8, name: "sh\u{241b}[2J".to_owned(), object: shell };
+        let running =
+            CurrentProcess { pid: 7, tid: 8, name: "sh\u{241b}[2J".to_owned(), object: shell, start_ns: 7_000_000 };
         for user in [false, true] {
             assert_eq!(current(&machine, &os, &machine.registers(user)).as_ref(), Some(&running));
         }

@@ -80,6 +80,10 @@ fn only<T: Clone>(list: &[T]) -> T {
     list.first().expect("one").clone()
 }
 
+fn newest(snapshot: &Snapshot) -> Process {
+    snapshot.processes.iter().max_by_key(|process| process.start_ns).expect("processes").clone()
+}
+
 fn untouched(snapshot: &Snapshot) {
     // The guest checks its own code and starts such a process when it finds a change.
     assert!(snapshot.processes.iter().all(|process| !process.name.starts_with("TAMPER")));
@@ -156,6 +160,34 @@ fn breakpoints_follow_their_pages_each_in_its_own_process() {
         }
     }
     panic!("the pager did nothing: in {seen_in}, out {seen_out}, apart {apart}");
+}
+
+#[test]
+fn a_breakpoint_of_a_process_ends_with_it_and_counts_no_other() {
+    let demo = Demo::start(13);
+    let first = demo.advance(1000);
+    let started = demo.until("a process that comes and goes", |s| newest(s).key() != newest(&first).key());
+    let process = newest(&started);
+    let place = format!("nt!NtClose@{}", process.pid);
+    demo.breakpoint(&place).expect("a breakpoint");
+    demo.watch(&format!("0x10000@{}", process.pid)).expect("a watch");
+    let why = format!("ended: its process {} ({}) is gone", process.pid, process.name);
+    let ended = demo.until("its end", |s| only(&s.breakpoints).state == BreakpointState::Ended);
+    let row = only(&ended.breakpoints);
+    assert!(row.hits > 0, "a process closes what it has opened");
+    assert!(row.last_hits.iter().all(|hit| (hit.pid, &hit.process) == (Some(process.pid), &process.name)), "{row:?}");
+    assert_eq!((row.error.as_ref(), row.pa), (Some(&why), None));
+    assert_eq!(only(&ended.page_tables).ended.as_ref(), Some(&why));
+    assert!(demo.ask(Command::ToggleBreakpoint(row.id)).is_err_and(|refused| refused.contains(&why)));
+    // Later processes of the same program close what they have opened, too.
+    let another = |s: &Snapshot| newest(s).start_ns > process.start_ns && newest(s).name == process.name;
+    demo.until("another process of its program", another);
+    let later = demo.advance(5000);
+    assert_eq!(only(&later.breakpoints).hits, row.hits);
+    untouched(&later);
+    demo.ask(Command::RemoveBreakpoint(row.id)).expect("deleted");
+    assert!(demo.snapshot().breakpoints.is_empty());
+    assert!(demo.breakpoint("0x10000").is_err_and(|why| why.contains("name the process")));
 }
 
 #[test]

@@ -146,14 +146,19 @@ fn a_reset_leaves_the_old_kernel_and_sets_its_rows_in_the_new_one() {
     assert_eq!(waiting.notice.as_deref(), Some("the guest was reset; no kernel found yet, looking again: it boots"));
     assert!(waiting.processes.is_empty());
     let states: Vec<_> = waiting.breakpoints.iter().map(|row| (row.state, row.pa)).collect();
-    let off = (BreakpointState::Disabled, None);
-    assert_eq!(states, [(BreakpointState::Pending, None), off, off]);
-    assert!(waiting.breakpoints[2].error.as_deref().is_some_and(|error| error.contains("reset")));
-    assert_eq!(waiting.page_tables.len(), 1, "those of processes are gone");
+    assert_eq!(
+        states,
+        [(BreakpointState::Pending, None), (BreakpointState::Disabled, None), (BreakpointState::Ended, None)]
+    );
+    let why = format!("ended: its process {} (lsass.exe) is gone: the guest was reset", lsass.pid);
+    assert_eq!(waiting.breakpoints[2].error.as_ref(), Some(&why));
+    let ended: Vec<_> = waiting.page_tables.iter().map(|row| row.ended.as_ref()).collect();
+    assert_eq!(ended, [None, Some(&why)]);
     let told = |s: &Snapshot, what: &str| s.events.iter().any(|e| e.kind == EventKind::Vm && e.text.contains(what));
     assert!(told(&waiting, "the guest was reset"));
 
     let hits = before.breakpoints[0].hits;
+    let toggled = screen.ask(Command::ToggleBreakpoint(waiting.breakpoints[2].id));
     let mut quit = false;
     let ended = run(&core, &mut monitor, |_| {
         let row = screen.now().breakpoints[0].hits;
@@ -162,6 +167,8 @@ fn a_reset_leaves_the_old_kernel_and_sets_its_rows_in_the_new_one() {
             screen.ask(Command::Quit);
         }
     });
+    let refused = toggled.recv().expect("an answer").expect_err("its process is gone");
+    assert!(refused.contains(&why) && refused.contains("delete it"), "{refused}");
     assert_eq!(ended, Ended::Asked);
     let after = screen.now();
     assert_eq!((after.status, after.notice.as_deref()), (Status::Running, None));

@@ -120,7 +120,7 @@ fn a_guest_that_is_reset_is_found_again() {
     let rows = |s: &vmscope::engine::snapshot::Snapshot| s.breakpoints.iter().map(|row| row.id).collect::<Vec<_>>();
     assert_eq!(rows(&snapshot), rows(&before), "the rows are the same");
     let process = snapshot.breakpoints.last().expect("two rows");
-    assert_eq!(process.state, BreakpointState::Disabled);
+    assert_eq!(process.state, BreakpointState::Ended);
     assert!(process.error.as_deref().is_some_and(|error| error.contains("reset")), "{process:?}");
     let symbols = &snapshot.symbols;
     assert_eq!(snapshot.breakpoints.first().map(|row| Some(row.address)), Some(symbols.lookup("do_sys_openat2")));

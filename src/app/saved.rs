@@ -76,6 +76,9 @@ struct Row {
     place: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
+    /// When that process started, in nanoseconds since its guest did: another one may have its id by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    started_ns: Option<u64>,
     #[serde(default)]
     tag: String,
     /// Whether a breakpoint is in the guest.
@@ -96,18 +99,26 @@ impl Saved {
             )
         };
         let place = |symbol: &str, address: String| if symbol.is_empty() { address } else { symbol.to_owned() };
-        let breakpoints = snapshot.breakpoints.iter().take(MOST_ROWS).map(|row| Row {
+        // The largest integer of a TOML file.
+        let started = |pid: Option<u32>| snapshot.started_ns(pid?).filter(|&start| i64::try_from(start).is_ok());
+        let pid = |scope| match scope {
+            Scope::Process(pid) => Some(pid),
+            Scope::Global => None,
+        };
+        // What belonged to a process that is gone will never be set again.
+        let breakpoints = snapshot.breakpoints.iter().filter(|row| row.state != BreakpointState::Ended);
+        let breakpoints = breakpoints.take(MOST_ROWS).map(|row| Row {
             place: place(&row.symbol, row.address.to_string()),
-            pid: match row.scope {
-                Scope::Process(pid) => Some(pid),
-                Scope::Global => None,
-            },
+            pid: pid(row.scope),
+            started_ns: started(pid(row.scope)),
             tag: row.tag.clone(),
             on: matches!(row.state, BreakpointState::Active | BreakpointState::Pending),
         });
-        let watches = snapshot.page_tables.iter().take(MOST_ROWS).map(|row| Row {
+        let watches = snapshot.page_tables.iter().filter(|row| row.ended.is_none());
+        let watches = watches.take(MOST_ROWS).map(|row| Row {
             place: place(&row.symbol, row.address.to_string()),
             pid: row.pid,
+            started_ns: started(row.pid),
             tag: row.tag.clone(),
             on: true,
         });
@@ -151,7 +162,7 @@ impl Saved {
     /// What sets breakpoints and watched addresses as they were; of a guest that may not be changed, breakpoints are only
     /// listed, switched off.
     pub fn commands(&self, snapshot: &Snapshot) -> Vec<Command> {
-        let target = |row: &Row| Target { place: row.place.clone(), pid: row.pid };
+        let target = |row: &Row| Target { place: row.place.clone(), pid: row.pid, started_ns: row.started_ns };
         let breakpoints = self.breakpoints.iter().map(|row| Command::RestoreBreakpoint {
             target: target(row),
             scope: row.pid.map_or(Scope::Global, Scope::Process),
@@ -280,7 +291,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::{
-        engine::snapshot::{Breakpoint, BreakpointId, Guest, Part, Table, Va, View},
+        engine::snapshot::{Breakpoint, BreakpointId, Guest, Part, Process, Table, Va, View},
         ui::state::Column,
     };
 
@@ -300,15 +311,21 @@ mod tests {
             last_hits: Vec::new(),
             error: None,
         };
+        let lsass = Process { pid: 648, start_ns: 77, ..Process::default() };
         let rows = vec![
+            breakpoint("", Scope::Process(912), BreakpointState::Ended),
             breakpoint("nt!NtCreateFile+0x10", Scope::Global, BreakpointState::Active),
             breakpoint("", Scope::Process(648), BreakpointState::Disabled),
         ];
         Snapshot {
             driver: "demo",
             guest: Part::new(Guest { name: "WIN10".into(), ..Guest::default() }),
+            processes: Part::new(vec![lsass]),
             breakpoints: Part::new(rows),
-            page_tables: Part::new(vec![Table { address: Va(0x2000), pid: Some(4), ..Table::default() }]),
+            page_tables: Part::new(vec![
+                Table { address: Va(0x2000), pid: Some(4), ..Table::default() },
+                Table { address: Va(0x3000), pid: Some(912), ended: Some("gone".into()), ..Table::default() },
+            ]),
             capabilities: Part::new(vec![Capability::TableWrites]),
             ..Snapshot::default()
         }
@@ -337,13 +354,13 @@ mod tests {
         let pane = state.pane(PaneId::Processes);
         assert_eq!((pane.filter.text(), pane.sort), ("lsass|csrss", screen().pane(PaneId::Processes).sort));
         let restore = |place: &str, pid, enabled| Command::RestoreBreakpoint {
-            target: Target { place: place.into(), pid },
+            target: Target { place: place.into(), pid, started_ns: pid.map(|_| 77) },
             scope: pid.map_or(Scope::Global, Scope::Process),
             tag: "mine".into(),
             enabled,
         };
         let watch = Command::WatchAddress {
-            target: Target { place: Va(0x2000).to_string(), pid: Some(4) },
+            target: Target { place: Va(0x2000).to_string(), pid: Some(4), started_ns: None },
             tag: String::new(),
         };
         let address = Va(0x1000).to_string();

@@ -21,6 +21,8 @@ pub struct Target {
     pub place: String,
     /// The process whose address space is meant; `None` is the kernel's.
     pub pid: Option<u32>,
+    /// When that process started, where it must be the one that was meant before: kernels use ids again.
+    pub started_ns: Option<u64>,
 }
 
 impl Target {
@@ -44,7 +46,7 @@ impl Target {
                 "a symbol or an address is needed, for example nt!NtCreateFile, 0xfffff8031c2a41f0 or main@648".into(),
             );
         }
-        Ok(Self { place: place.to_owned(), pid })
+        Ok(Self { place: place.to_owned(), pid, started_ns: None })
     }
 }
 

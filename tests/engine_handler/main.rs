@@ -3,6 +3,7 @@
 
 mod monitor;
 mod order;
+mod owners;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -117,7 +117,7 @@ fn an_engine_that_breaks_leaves_a_guest_as_it_was() {
         let target = |place: &str| Target::parse(place).expect("a place");
         let options = MonitorOptions {
             breaks: ["nt!NtCreateFile", "nt!NtClose", "nt!NtQuerySystemInformation"].map(target).into(),
-            watches: ["nt!NtClose", "0x7ff7c0000000"].map(target).into(),
+            watches: ["nt!NtClose", "0xfffff7c000000000"].map(target).into(),
             ..MonitorOptions::default()
         };
         let (changed, _) = bounded(1);

@@ -21,7 +21,7 @@ use vmscope::engine::{
 
 use crate::support::{Call, FlatDriver, FlatOs, PageSize, Tables, core};
 
-const BASE: Va = Va(0x7f00_0000_0000);
+const BASE: Va = Va(0xffff_8f00_0000_0000);
 
 impl VmiStep for FlatDriver {
     fn step(&self, _: VcpuId) -> Result<(), VmiError> {

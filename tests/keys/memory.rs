@@ -111,7 +111,7 @@ fn pointers_are_followed_and_gone_back_from() {
     assert!(user.commands("enter").is_empty() && user.notice().contains("no address"), "{}", user.notice());
     let mut user = at("0x9000");
     assert!(user.commands("enter").is_empty() && user.notice().contains("not in memory"));
-    let target = Target { place: "0x9000".into(), pid: None };
+    let target = Target { place: "0x9000".into(), pid: None, started_ns: None };
     assert_eq!(user.commands("r"), [Command::RequestPage { target }]);
 }
 

@@ -359,7 +359,7 @@ impl VmiDriver for FlatDriver {
     }
 
     fn capabilities(&self) -> (Vec<Capability>, Vec<Unavailable>) {
-        (Vec::new(), Vec::new())
+        (vec![Capability::FaultInjection], Vec::new())
     }
 
     fn clock_ns(&self) -> u64 {

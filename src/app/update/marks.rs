@@ -54,7 +54,11 @@ fn remember(state: &mut UiState, snapshot: &Snapshot, rows: &[RowKey]) {
             Scope::Process(pid) => Some(pid),
         };
         Command::RestoreBreakpoint {
-            target: Target { place: breakpoint.address.to_string(), pid },
+            target: Target {
+                place: breakpoint.address.to_string(),
+                pid,
+                started_ns: pid.and_then(|pid| snapshot.started_ns(pid)),
+            },
             scope: breakpoint.scope,
             tag: breakpoint.tag.clone(),
             enabled: matches!(breakpoint.state, BreakpointState::Active | BreakpointState::Pending),
@@ -64,6 +68,8 @@ fn remember(state: &mut UiState, snapshot: &Snapshot, rows: &[RowKey]) {
     let deleted: Vec<Command> = snapshot
         .breakpoints
         .iter()
+        // One whose process is gone cannot come back.
+        .filter(|breakpoint| breakpoint.state != BreakpointState::Ended)
         .filter(|breakpoint| rows.binary_search(&RowKey::Breakpoint(breakpoint.id)).is_ok())
         .map(restore)
         .collect();

@@ -5,7 +5,7 @@ use crate::{
     app::action::Action,
     engine::{
         command::{Command, Subject, Target},
-        snapshot::{Event, MemoryDetail, Scope, Snapshot, Va},
+        snapshot::{Breakpoint, BreakpointState, Event, MemoryDetail, Scope, Snapshot, Va},
     },
     ui::{
         memory,
@@ -59,7 +59,7 @@ pub(super) fn act(state: &mut UiState, snapshot: &Snapshot, action: Action) -> O
         Action::SearchNext => return Some(next_match(state)),
         Action::SearchPrevious => return Some(previous_match(state)),
         Action::AskPage => {
-            let target = Target { place: view.cursor.to_string(), pid: view.pid };
+            let target = Target { place: view.cursor.to_string(), pid: view.pid, started_ns: None };
             return Some(vec![Effect::Send(Command::RequestPage { target })]);
         }
         Action::Copy | Action::CopyPane => {
@@ -352,14 +352,19 @@ fn address_of(snapshot: &Snapshot, row: RowKey) -> Option<(Option<u32>, Va)> {
             Some((space, running.map_or(object, |vcpu| vcpu.rip)))
         }
         RowKey::Breakpoint(id) => {
-            let row = snapshot.breakpoints.iter().find(|row| row.id == id)?;
+            // The id of a process that is gone may be another's.
+            let is_it = |row: &&Breakpoint| row.id == id && row.state != BreakpointState::Ended;
+            let row = snapshot.breakpoints.iter().find(is_it)?;
             let pid = match row.scope {
                 Scope::Global => None,
                 Scope::Process(pid) => Some(pid),
             };
             Some((pid, row.address))
         }
-        RowKey::Table(id) => snapshot.page_tables.iter().find(|row| row.id == id).map(|row| (row.pid, row.address)),
+        RowKey::Table(id) => {
+            let row = snapshot.page_tables.iter().find(|row| row.id == id && row.ended.is_none())?;
+            Some((row.pid, row.address))
+        }
         RowKey::Fault(id) => snapshot.faults.iter().find(|row| row.id == id).map(|row| (row.pid, row.address)),
         RowKey::Event(seq) => event_address(snapshot, snapshot.events.iter().find(|event| event.seq == seq)?),
     }

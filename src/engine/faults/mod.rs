@@ -368,9 +368,9 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
         self.records.values().filter(|record| record.is_open()).map(|record| page_of(record.ctx)).collect()
     }
 
-    /// The address spaces that pages of the user's half were asked for in.
-    pub fn roots(&self) -> BTreeSet<Pa> {
-        self.records.values().filter_map(|record| space_of(record.ctx)).collect()
+    /// Whether any page of an address space was asked for.
+    pub fn has_pages_in(&self, root: Pa) -> bool {
+        self.records.values().any(|record| record.ctx.root == root)
     }
 
     /// How many pages are waited for.

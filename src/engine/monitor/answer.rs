@@ -55,8 +55,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let row = self.bpm.get_by_event_in(vmi.event(), root, Purpose::Row);
         let refusal = self.bpm.get_by_event_in(vmi.event(), root, Purpose::Refusal).is_some();
         if let Some(breakpoint) = row {
-            let current = vmi.underlying_os().current_process(vmi.state()).ok().flatten().unwrap_or_default();
-            self.record_hit(vmi, breakpoint.tag(), &current);
+            let current = vmi.underlying_os().current_process(vmi.state()).ok().flatten();
+            if self.is_own_hit(vmi.state(), breakpoint.tag(), current.as_ref()) {
+                self.record_hit(vmi, breakpoint.tag(), &current.unwrap_or_default());
+            } else {
+                self.pass_by(vmi.session(), breakpoint.tag());
+            }
         }
         let unrefused = if refusal { self.refused(vmi) } else { None };
         let returned = self.returned(vmi);
@@ -90,12 +94,23 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             None => format!("{}({})", row.name(), shown.join(", ")),
         };
         row.record(hit);
-        let limit = self.options.storm_limit.unwrap_or_else(|| D::storm_limit(vmi.core()));
-        let storm = row.is_storm(limit);
         self.log.counters.hits += 1;
         self.log.push(at_ns, EventKind::Breakpoint, (Some(vcpu), pid, current.name.clone()), text);
-        if storm {
-            self.disarm_storm(vmi.session(), id, limit);
+        self.end_storm(vmi.session(), id);
+    }
+
+    /// Another process than the breakpoint's came to it, in the address space that both are in or that it was given.
+    fn pass_by(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) {
+        if let Some(row) = self.breakpoints.get_mut(&id).filter(|row| row.is_on()) {
+            row.passed_by(now(vmi));
+            self.end_storm(vmi, id);
+        }
+    }
+
+    fn end_storm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) {
+        let limit = self.options.storm_limit.unwrap_or_else(|| D::storm_limit(vmi.core()));
+        if self.breakpoints.get(&id).is_some_and(|row| row.is_storm(limit)) {
+            self.disarm_storm(vmi, id, limit);
         }
     }
 
@@ -172,6 +187,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let vcpu = vmi.event().vcpu_id();
         let Some(left) = self.followed.remove(&vcpu).and_then(|left| left.checked_sub(1)) else { return go_on };
         let at_ns = now(vmi.session());
+        let root = vmi.underlying_os().process_root(vmi.registers().root());
+        if !self.may_inject_in(vmi.state(), root) {
+            return go_on;
+        }
         match self.faults.inject_next(vmi.state(), vcpu, at_ns) {
             Ok(None) => {}
             Ok(Some(_)) => return go_on,
@@ -180,7 +199,6 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 return go_on;
             }
         }
-        let root = vmi.underlying_os().process_root(vmi.registers().root());
         if !self.faults.waits_for(root, at_ns) {
             return go_on;
         }
@@ -199,6 +217,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             return;
         }
         let at_ns = now(vmi);
+        self.check_owners_in(vmi, events.iter().map(|event| event.update().ctx.root));
         if let Err(error) = self.bpm.handle_ptm_events(vmi.core(), events.iter().copied()) {
             tracing::warn!(%error, "a breakpoint could not follow its page");
         }
@@ -211,7 +230,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             if page_in {
                 self.faults.on_page_in(update.ctx, at_ns);
             }
-            let rows = self.tables.values_mut().filter(|row| row.ctx == update.ctx && row.view == update.view);
+            let rows = self
+                .tables
+                .values_mut()
+                .filter(|row| row.ended.is_none() && row.ctx == update.ctx && row.view == update.view);
             let mut shown = false;
             for row in rows {
                 row.changes += 1;

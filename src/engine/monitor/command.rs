@@ -2,6 +2,7 @@
 
 use super::{
     Monitor, Platform, Purpose, Watcher, now,
+    owners::needs_process,
     resolve::resolve,
     rows::{BreakpointRow, TableRow},
 };
@@ -12,7 +13,7 @@ use crate::engine::{
     error::VmiError,
     os::VmiOs,
     session::VmiSession,
-    snapshot::{BreakpointId, BreakpointState, EventKind, FaultId, Scope, TableId},
+    snapshot::{BreakpointId, BreakpointState, EventKind, FaultId, Process, Scope, TableId},
 };
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
@@ -39,7 +40,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Command::Resume => self.resume(vmi),
             Command::Step(vcpu) => self.step(vmi, vcpu),
             Command::Inspect(subject) => {
-                self.subject = subject;
+                self.inspect(subject);
                 self.refresh_detail(vmi);
                 Ok(Done::Quiet)
             }
@@ -68,26 +69,30 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     /// The address space of a process, or the kernel's.
-    pub(super) fn root_of(&mut self, vmi: VmiSession<'_, D, Os>, pid: Option<u32>) -> Result<Pa, String> {
-        let Some(pid) = pid else { return Ok(vmi.underlying_os().kernel_root()) };
-        // It may have started, or have another address space by exec, since the list was read.
-        vmi.flush_v2p_cache();
-        vmi.flush_gfn_cache();
-        self.refresh_processes(vmi);
-        let Some(process) = self.processes.iter().find(|process| process.pid == pid) else {
-            return Err(format!("there is no process {pid} in the guest: look at the process list"));
-        };
-        process.root.ok_or_else(|| {
-            format!("process {pid} ({}) has no address space of its own: leave '@{pid}' out", process.name)
-        })
+    pub(super) fn root_of(vmi: VmiSession<'_, D, Os>, process: Option<&Process>) -> Result<Pa, String> {
+        let Some(process) = process else { return Ok(vmi.underlying_os().kernel_root()) };
+        let (pid, name) = (process.pid, &process.name);
+        process
+            .root
+            .ok_or_else(|| format!("process {pid} ({name}) has no address space of its own: leave '@{pid}' out"))
     }
 
-    fn place(&mut self, vmi: VmiSession<'_, D, Os>, target: &Target) -> Result<AddressContext, String> {
+    /// Where a target is, and in which process.
+    fn place(
+        &mut self,
+        vmi: VmiSession<'_, D, Os>,
+        target: &Target,
+    ) -> Result<(AddressContext, Option<Process>), String> {
         let va = resolve(&target.place, vmi.underlying_os().symbols())?;
         if !crate::engine::arch::amd64::is_canonical(va, vmi.paging_levels()) {
             return Err(format!("{va} is not a canonical address: no processor maps it"));
         }
-        Ok(AddressContext { va, root: self.root_of(vmi, target.pid)? })
+        let process = match target.pid {
+            Some(pid) => Some(self.process_by_id(vmi, pid, target.started_ns)?),
+            None if vmi.underlying_os().is_kernel_address(va) => None,
+            None => return Err(needs_process(va)),
+        };
+        Ok((AddressContext { va, root: Self::root_of(vmi, process.as_ref())? }, process))
     }
 
     fn next_id(&mut self) -> u64 {
@@ -128,12 +133,15 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Scope::Global => None,
         };
         let target = Target { pid, ..target };
-        let ctx = self.place(vmi, &target)?;
-        if let Some(row) = self.breakpoints.values().find(|row| row.ctx.va == ctx.va && row.scope == scope) {
+        let (ctx, process) = self.place(vmi, &target)?;
+        let owner = self.own(process.as_ref());
+        let is_there = |row: &&BreakpointRow| (row.ctx.va, row.scope, row.owner) == (ctx.va, scope, owner);
+        if let Some(row) = self.breakpoints.values().find(is_there) {
             return Err(format!("there is a breakpoint at {} already: select it and toggle it", row.name()));
         }
         let id = BreakpointId(self.next_id());
         let mut row = BreakpointRow::new(id, Self::symbol(vmi, ctx.va), ctx, scope, tag);
+        row.owner = owner;
         let name = row.name();
         if enabled {
             let armed = self.arm(vmi, &mut row);
@@ -209,6 +217,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let Some(row) = self.breakpoints.get(&id) else { return Err("that breakpoint is gone".into()) };
         let name = row.name();
         self.writable(&format!("breakpoint at {name}"))?;
+        if row.state == BreakpointState::Ended {
+            let why = row.error.as_deref().unwrap_or("its process is gone");
+            return Err(format!("could not set the breakpoint at {name} again: {why}; delete it and set another one"));
+        }
         self.publisher.breakpoints_changed = true;
         if row.is_on() {
             self.disarm(vmi, id).map_err(|error| format!("could not take the breakpoint at {name} out: {error}"))?;
@@ -243,14 +255,15 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     pub(super) fn add_watch(&mut self, vmi: VmiSession<'_, D, Os>, target: Target, tag: String) -> Answer {
-        let ctx = self.place(vmi, &target)?;
-        if self.tables.values().any(|row| row.ctx == ctx) {
+        let (ctx, process) = self.place(vmi, &target)?;
+        if self.tables.values().any(|row| row.ctx == ctx && row.ended.is_none()) {
             return Err(format!("{target} is monitored already"));
         }
         if D::TABLE_POLL.is_none() {
             self.writable(&format!("monitoring {target} by write events"))?;
         }
         let view = self.watch(vmi, ctx).map_err(|error| format!("could not monitor {target}: {error}"))?;
+        let owner = self.own(process.as_ref());
         let id = TableId(self.next_id());
         let symbol = Self::symbol(vmi, ctx.va);
         let row = TableRow {
@@ -258,6 +271,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             symbol,
             ctx,
             pid: target.pid,
+            owner,
+            ended: None,
             view,
             tag,
             changes: 0,
@@ -283,8 +298,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     fn unwatch(&mut self, vmi: VmiSession<'_, D, Os>, id: TableId) -> Answer {
         let Some(row) = self.tables.get(&id) else { return Err("that address is not monitored any more".into()) };
         let va = row.ctx.va;
-        let unmonitored = self.ptm.unmonitor(vmi.core(), row.ctx, row.view);
-        unmonitored.map_err(|error| format!("could not stop monitoring {va}: {error}"))?;
+        if row.ended.is_none() {
+            let unmonitored = self.ptm.unmonitor(vmi.core(), row.ctx, row.view);
+            unmonitored.map_err(|error| format!("could not stop monitoring {va}: {error}"))?;
+        }
         self.tables.shift_remove(&id);
         self.publisher.tables_changed = true;
         Ok(Done::Said(format!("{va} is not monitored any more")))
@@ -330,13 +347,16 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     fn request_page(&mut self, vmi: VmiSession<'_, D, Os>, target: Target) -> Answer {
-        let ctx = self.place(vmi, &target)?;
+        let (ctx, process) = self.place(vmi, &target)?;
         if vmi.translate_address(ctx).is_ok() {
             return Ok(Done::Said(format!("{target} is there already")));
         }
         let Some(id) = self.faults.request(ctx, "user", now(vmi)) else {
             return Err(format!("could not ask for {target}: too many pages are waited for; clear some of them"));
         };
+        if let Some(process) = &process {
+            self.own_pages(ctx, process);
+        }
         self.follow_faults(vmi);
         Ok(Done::Fault(
             id,

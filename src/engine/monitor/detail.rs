@@ -13,7 +13,7 @@ use crate::engine::{
     command::Subject,
     os::VmiOs,
     session::{VmiProber, VmiSession},
-    snapshot::{BreakpointDetail, BreakpointId, CodeLine, Detail, MemoryDetail},
+    snapshot::{BreakpointDetail, BreakpointId, BreakpointState, CodeLine, Detail, MemoryDetail},
 };
 
 /// The longest stretch of memory that a popup shows.
@@ -55,9 +55,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     fn process_detail(&mut self, vmi: VmiSession<'_, D, Os>, pid: u32) -> Result<Detail, String> {
-        let Some(process) = self.processes.iter().find(|process| process.pid == pid).cloned() else {
-            return Err(format!("process {pid} is gone"));
-        };
+        let process = self.inspected(vmi, pid)?;
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
         let prober = VmiProber::new(self.faults.suppressed_set());
@@ -70,6 +68,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
             // Waited for, not injected: nobody asked for more than a look.
             self.faults.request(page, &who, vmi.driver().clock_ns());
+            self.own_pages(page, &process);
         }
         self.follow_faults(vmi);
         Ok(Detail::Process(detail))
@@ -79,7 +78,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let clock = vmi.driver().clock_ns();
         let Some(row) = self.breakpoints.get_mut(&id) else { return Err("this breakpoint is gone".into()) };
         let breakpoint = row.shown(clock);
-        let code = code_around(vmi, row.ctx, CODE_LINES);
+        // What is at the root of a process that is gone is another's.
+        let is_over = row.state == BreakpointState::Ended;
+        let code = if is_over { Vec::new() } else { code_around(vmi, row.ctx, CODE_LINES) };
         Ok(Detail::Breakpoint(BreakpointDetail { breakpoint, code }))
     }
 
@@ -90,12 +91,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         va: Va,
         length: u32,
     ) -> Result<Detail, String> {
-        // The list that is shown is fresh enough for a look that is taken again and again.
-        let known = self.processes.iter().find(|process| Some(process.pid) == pid).and_then(|process| process.root);
-        let root = match known {
-            Some(root) => root,
-            None => self.root_of(vmi, pid)?,
-        };
+        let process = pid.map(|pid| self.inspected(vmi, pid)).transpose()?;
+        let root = Self::root_of(vmi, process.as_ref())?;
         let length = length.min(MEMORY) as usize;
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();

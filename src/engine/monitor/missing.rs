@@ -4,10 +4,7 @@
 //! now and then, and on the way there: by following a switch of address spaces where the driver reports them, else by
 //! breakpoints where the threads of the process return to user mode.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Monitor, Platform, Purpose, Watcher, elapsed, now};
 use crate::engine::{
@@ -116,7 +113,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
         let registers = vmi.core().registers(vcpu)?;
-        self.faults.inject_next(vmi.with_registers(&registers), vcpu, at_ns).map(drop)
+        let state = vmi.with_registers(&registers);
+        if !self.may_inject_in(state, vmi.underlying_os().process_root(registers.root())) {
+            return Ok(());
+        }
+        self.faults.inject_next(state, vcpu, at_ns).map(drop)
     }
 
     /// Has switches of address spaces reported while a page waits for one.
@@ -202,6 +203,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
             return true;
         }
+        if !self.may_inject_in(vmi.state(), root) {
+            return true;
+        }
         let at_ns = now(vmi.session());
         if let Err(error) = self.faults.inject_next(vmi.state(), vmi.event().vcpu_id(), at_ns) {
             tracing::debug!(%error, "could not inject a page fault; its row says why");
@@ -259,22 +263,6 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         Breakpoint::new(ctx, view).with_key(purpose).with_tag(BreakpointId::default())
     }
 
-    /// Forgets the pages of address spaces that no process has any more. A list may be caught in the middle of a change:
-    /// what is missing from two in a row is gone.
-    pub(super) fn forget_ended(&mut self, vmi: VmiSession<'_, D, Os>) {
-        let alive: HashSet<Pa> = self.processes.iter().filter_map(|process| process.root).collect();
-        let mut absent = self.faults.roots();
-        absent.remove(&vmi.underlying_os().kernel_root());
-        absent.retain(|root| !alive.contains(root));
-        let before = std::mem::replace(&mut self.ended_roots, absent);
-        for &root in before.intersection(&self.ended_roots) {
-            let text = format!("the process of root {root} has ended: its missing pages are forgotten");
-            self.log.say(now(vmi), EventKind::Fault, text);
-            self.faults.on_root_gone(root);
-        }
-        self.follow_faults(vmi);
-    }
-
     /// What turned out to be there is resolved; what became of the missing pages is told.
     pub(super) fn refresh_faults(&mut self, vmi: VmiSession<'_, D, Os>) {
         let at_ns = now(vmi);
@@ -285,7 +273,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         self.follow_faults(vmi);
         for change in self.faults.take_changes() {
-            let owner = self.processes.iter().find(|process| process.root == Some(change.ctx.root));
+            let root = change.ctx.root;
+            let listed = || self.processes.iter().find(|process| process.root == Some(root));
+            let owner = self.owners.of_pages(root).or_else(listed);
             let (pid, name) = owner.map_or((None, String::new()), |process| (Some(process.pid), process.name.clone()));
             // The root says whose page it is where no process does.
             let root = if pid.is_some() { String::new() } else { format!(" in root {}", change.ctx.root) };

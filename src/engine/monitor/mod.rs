@@ -1,7 +1,7 @@
 //! The monitor: the session's handler, which composes everything below it and serves the screen.
 //!
 //! `answer` answers the guest's events, `command` applies what the user asks between events, `refresh` reads processes,
-//! vCPUs and page tables again, `publish` makes snapshots of it all, `reset` goes over to the kernel that a guest runs after
+//! vCPUs and page tables again, `owners` knows whose a row is, `publish` makes snapshots of it all, `reset` goes over to the kernel that a guest runs after
 //! a reset. What differs between drivers is [`Platform`].
 //! Imports everything in the engine but the worker.
 
@@ -11,6 +11,7 @@ mod detail;
 mod disasm;
 mod log;
 mod missing;
+mod owners;
 mod platform;
 mod publish;
 mod refresh;
@@ -21,7 +22,7 @@ mod search;
 mod standby;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,6 +37,7 @@ pub use self::platform::{Platform, STORM_SECONDS};
 use self::{
     log::EventLog,
     missing::Returns,
+    owners::Owners,
     publish::Publisher,
     refresh::Due,
     rows::{BreakpointRow, TableRow},
@@ -43,7 +45,7 @@ use self::{
     standby::Standby,
 };
 use super::{
-    addr::{AddressContext, Gfn, Pa, VcpuId, View},
+    addr::{AddressContext, Gfn, VcpuId, View},
     arch::amd64::Amd64,
     bpm::BreakpointManager,
     command::{Answer, Command, Done, Request, Subject, Target},
@@ -153,8 +155,7 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     search: Option<Search>,
     refusal_at: Option<AddressContext>,
     returns: Returns,
-    /// Address spaces of missing pages that the last list of processes did not have.
-    ended_roots: BTreeSet<Pa>,
+    owners: Owners,
     /// Whether switches of address spaces are reported, because a page waits for one.
     follows_cr3: bool,
     /// How many more instructions a vCPU is followed on its way to user mode.
@@ -198,7 +199,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             search: None,
             refusal_at: None,
             returns: Returns::default(),
-            ended_roots: BTreeSet::new(),
+            owners: Owners::default(),
             follows_cr3: false,
             followed: HashMap::new(),
             due: Due::default(),

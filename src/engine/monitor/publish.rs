@@ -159,8 +159,11 @@ impl Publisher {
 }
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
-    /// The process that a translation root belongs to.
+    /// The process whose the missing pages of an address space are.
     pub(super) fn pid_of(&self, root: Pa) -> Option<u32> {
+        if let Some(owner) = self.owners.of_pages(root) {
+            return Some(owner.pid);
+        }
         self.processes.iter().find(|process| process.root == Some(root)).map(|process| process.pid)
     }
 

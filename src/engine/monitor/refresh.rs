@@ -18,6 +18,8 @@ use crate::engine::{
 const PROCESSES: Duration = Duration::from_millis(500);
 /// Reading the process list may take this fraction of the time.
 const PROCESSES_SHARE: u32 = 20;
+/// How often it is looked what became of the processes that rows belong to: a read or two for each.
+const OWNERS: Duration = Duration::from_millis(50);
 /// How often walks and popups are read.
 const DETAILS: Duration = Duration::from_millis(250);
 
@@ -28,6 +30,7 @@ pub(super) struct Due {
     processes_cost: Duration,
     vcpus: Option<Instant>,
     tables: Option<Instant>,
+    owners: Option<Instant>,
     details: Option<Instant>,
     injections: Option<Instant>,
     pub(super) returns: Option<Instant>,
@@ -44,6 +47,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         if elapsed(&mut self.due.injections, missing::INJECTIONS) {
             self.try_injections(vmi);
+        }
+        if elapsed(&mut self.due.owners, OWNERS) {
+            vmi.flush_v2p_cache();
+            vmi.flush_gfn_cache();
+            self.check_owners(vmi);
         }
         if let Some(period) = D::TABLE_POLL
             && elapsed(&mut self.due.tables, period)
@@ -107,12 +115,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 return;
             }
         };
+        self.check_owners_by(vmi, &list.processes);
         self.tell_process_changes(vmi, &list.processes);
         self.tell_hidden_threads(vmi, &list.processes, &list.hidden_threads);
         self.processes.clone_from(&list.processes);
-        if !list.truncated {
-            self.forget_ended(vmi);
-        }
         self.publisher.set_processes(list.processes, list.truncated);
         let uptime = vmi.underlying_os().uptime_ns(vmi);
         self.publisher.set_booted(uptime.and_then(|up| i64::try_from(i128::from(now(vmi)) - i128::from(up)).ok()));
@@ -130,25 +136,29 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     fn tell_process_changes(&mut self, vmi: VmiSession<'_, D, Os>, new: &[Process]) {
         let at_ns = now(vmi);
-        let key = |process: &Process| (process.pid, process.object, process.start_ns);
-        let old: HashMap<_, bool> =
-            self.processes.iter().map(|p| (key(p), p.flags.contains(&ProcessFlag::Hidden))).collect();
+        let old: HashMap<_, Process> = self.processes.iter().map(|process| (process.key(), process.clone())).collect();
         let is_first = !std::mem::replace(&mut self.seen_processes, true);
         for process in new {
             let hidden = process.flags.contains(&ProcessFlag::Hidden);
-            let before = old.get(&key(process));
+            let before = old.get(&process.key());
             let place = || (None, Some(process.pid), process.name.clone());
             if before.is_none() && !is_first {
                 let text = format!("{} ({}) started, child of {}", process.name, process.pid, process.ppid);
                 self.log.push(at_ns, EventKind::ProcessStart, place(), text);
             }
-            if hidden && before != Some(&true) {
+            if let Some(before) = before
+                && let (Some(old_root), Some(new_root)) = (before.root, process.root)
+                && old_root != new_root
+            {
+                self.tell_exec(vmi, before, process);
+            }
+            if hidden && before.is_none_or(|before| !before.flags.contains(&ProcessFlag::Hidden)) {
                 let text = format!("{} ({}) is missing from the guest's own process list", process.name, process.pid);
                 self.log.push(at_ns, EventKind::Hidden, place(), text);
             }
         }
-        let alive: std::collections::HashSet<_> = new.iter().map(key).collect();
-        for process in self.processes.iter().filter(|process| !alive.contains(&key(process))) {
+        let alive: std::collections::HashSet<_> = new.iter().map(Process::key).collect();
+        for process in self.processes.iter().filter(|process| !alive.contains(&process.key())) {
             let text = format!("{} ({}) is gone", process.name, process.pid);
             self.log.push(at_ns, EventKind::ProcessExit, (None, Some(process.pid), process.name.clone()), text);
         }
@@ -196,7 +206,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Reads the walks that the page-table pane shows.
     pub(super) fn refresh_walks(&mut self, vmi: VmiSession<'_, D, Os>) {
         vmi.flush_v2p_cache();
-        for row in self.tables.values_mut() {
+        for row in self.tables.values_mut().filter(|row| row.ended.is_none()) {
             let walk = walk_of(vmi, row.ctx);
             if walk.len() != row.walk.len() || walk.iter().zip(&row.walk).any(|(new, old)| new.entry != old.entry) {
                 row.update_walk(walk);

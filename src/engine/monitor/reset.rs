@@ -5,7 +5,12 @@
 
 use std::sync::Arc;
 
-use super::{Monitor, Platform, fault_loop, resolve::resolve, told};
+use super::{
+    Monitor, Platform, fault_loop,
+    owners::{Owners, over},
+    resolve::resolve,
+    told,
+};
 use crate::engine::{
     addr::{AddressContext, Va},
     arch::amd64::is_canonical,
@@ -14,7 +19,7 @@ use crate::engine::{
     os::VmiOs,
     ptm::PageTableMonitor,
     session::{VmiCore, VmiSession},
-    snapshot::{BreakpointState, EventKind, Scope, Status, SymbolTable},
+    snapshot::{BreakpointState, EventKind, ProcessKey, Scope, Status, SymbolTable},
 };
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
@@ -57,12 +62,20 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.publisher.set_processes(Vec::new(), false);
         for row in self.breakpoints.values_mut() {
             row.pa = None;
-            if let Scope::Process(pid) = row.scope {
-                row.state = BreakpointState::Disabled;
-                row.error = Some(format!("process {pid} has ended: the guest was reset"));
+            if let Some(owner) = row.owner
+                && row.state != BreakpointState::Ended
+            {
+                row.end(after_reset(&self.owners, owner));
             }
         }
-        self.tables.retain(|_, row| row.pid.is_none());
+        for row in self.tables.values_mut() {
+            if let Some(owner) = row.owner
+                && row.ended.is_none()
+            {
+                row.ended = Some(after_reset(&self.owners, owner));
+            }
+        }
+        self.owners = Owners::default();
         let waiting = self.breakpoints.values().filter(|row| row.is_on()).count();
         let waiting =
             if waiting == 1 { "1 breakpoint waits".to_owned() } else { format!("{waiting} breakpoints wait") };
@@ -110,7 +123,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             self.breakpoints.shift_insert(index, id, row);
         }
         for id in self.tables.keys().copied().collect::<Vec<_>>() {
-            let Some(place) = self.tables.get(&id).map(|row| place(&row.symbol, row.ctx.va)) else { continue };
+            let row = self.tables.get(&id).filter(|row| row.ended.is_none());
+            let Some(place) = row.map(|row| place(&row.symbol, row.ctx.va)) else { continue };
             let again = place.and_then(|ctx| Ok((ctx, self.watch(vmi, ctx).map_err(|error| error.to_string())?)));
             match again {
                 Ok((ctx, view)) => {
@@ -135,6 +149,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         told(&Ok(Done::Said(text.clone())));
         self.log.say(vmi.driver().clock_ns(), EventKind::Vm, text);
+    }
+}
+
+/// What a row of a process says after a reset.
+fn after_reset(owners: &Owners, owner: ProcessKey) -> String {
+    match owners.get(owner) {
+        Some(process) => format!("{}: the guest was reset", over(process)),
+        None => format!("ended: its process {} is gone: the guest was reset", owner.pid),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{log::Rates, platform::STORM_SECONDS};
 use crate::engine::{
     addr::{AddressContext, Pa, View},
-    snapshot::{Breakpoint, BreakpointId, BreakpointState, Hit, Scope, Table, TableId, WalkEntry},
+    snapshot::{Breakpoint, BreakpointId, BreakpointState, Hit, ProcessKey, Scope, Table, TableId, WalkEntry},
 };
 
 /// How many hits a row remembers.
@@ -24,6 +24,8 @@ pub(super) struct BreakpointRow {
     pub(super) symbol: String,
     pub(super) ctx: AddressContext,
     pub(super) scope: Scope,
+    /// The process of a scope that is one.
+    pub(super) owner: Option<ProcessKey>,
     pub(super) tag: String,
     pub(super) view: View,
     pub(super) state: BreakpointState,
@@ -45,6 +47,7 @@ impl BreakpointRow {
             symbol,
             ctx,
             scope,
+            owner: None,
             tag,
             view: View(0),
             state: BreakpointState::Disabled,
@@ -68,6 +71,18 @@ impl BreakpointRow {
         self.state = BreakpointState::Pending;
         self.error = None;
         self.recent = recent();
+    }
+
+    /// Its process is gone; nothing of it is in the guest.
+    pub(super) fn end(&mut self, why: String) {
+        self.state = BreakpointState::Ended;
+        self.pa = None;
+        self.error = Some(why);
+    }
+
+    /// Another process came by, which costs the guest as much as a hit does.
+    pub(super) fn passed_by(&mut self, at_ns: u64) {
+        self.recent.count(at_ns);
     }
 
     /// Whether it has hit more often than so many times a second.
@@ -117,6 +132,10 @@ pub(super) struct TableRow {
     pub(super) symbol: String,
     pub(super) ctx: AddressContext,
     pub(super) pid: Option<u32>,
+    /// The process that `pid` named.
+    pub(super) owner: Option<ProcessKey>,
+    /// Why it is over: its process is gone.
+    pub(super) ended: Option<String>,
     pub(super) view: View,
     pub(super) tag: String,
     pub(super) changes: u64,
@@ -150,6 +169,7 @@ impl TableRow {
             page_bytes: mapped.map_or(0, |(_, bytes)| bytes),
             changes: self.changes,
             last_change_ns: self.last_change_ns,
+            ended: self.ended.clone(),
             walk: self.walk.clone(),
         }
     }

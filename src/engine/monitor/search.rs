@@ -96,6 +96,11 @@ pub(super) struct Search {
 }
 
 impl Search {
+    /// The address space that is searched.
+    pub(super) fn root(&self) -> Pa {
+        self.root
+    }
+
     fn progress(&self) -> SearchProgress {
         SearchProgress { at: self.at.unwrap_or(self.last), read_bytes: self.read, found: self.found.len() as u64 }
     }
@@ -182,7 +187,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let keep = patterns.iter().map(Vec::len).max().unwrap_or(1) - 1;
         let needles: Option<Vec<Needle>> = patterns.into_iter().map(Needle::new).collect();
         let needles = needles.ok_or("a search needs at least one byte that is not a wildcard")?;
-        let root = self.root_of(vmi, pid)?;
+        let process = pid.map(|pid| self.inspected(vmi, pid)).transpose()?;
+        let root = Self::root_of(vmi, process.as_ref())?;
         // Not beyond the half of the address space that it begins in: between them nothing can be mapped.
         let bits = 9 * u32::from(vmi.paging_levels().max(4)) + 11;
         let half = if from.0 >> bits == 0 { (1 << bits) - 1 } else { u64::MAX };

@@ -79,6 +79,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         // Time has passed without us.
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
+        self.check_owners(vmi);
         let result = self.put_back(vmi, &rows);
         told(&result);
         self.publish(vmi);

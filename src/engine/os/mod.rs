@@ -17,7 +17,7 @@ use super::{
     driver::{RegistersOf, VmiRead},
     error::VmiError,
     session::{VmiProber, VmiSession, VmiState},
-    snapshot::{Process, ProcessDetail},
+    snapshot::{Process, ProcessDetail, ProcessKey},
     symbols::SymbolTable,
 };
 
@@ -46,6 +46,15 @@ pub struct CurrentProcess {
     pub name: String,
     /// Address of the kernel's process structure.
     pub object: Va,
+    /// When the process started, as in [`Process::start_ns`].
+    pub start_ns: u64,
+}
+
+impl CurrentProcess {
+    /// What the process is known by.
+    pub fn key(&self) -> ProcessKey {
+        ProcessKey { pid: self.pid, start_ns: self.start_ns, object: self.object }
+    }
 }
 
 /// A system call that is about to be served.
@@ -89,6 +98,20 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
     /// # Errors
     /// When the head of the list cannot be read.
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError>;
+
+    /// A process as it is now; `None` when it is gone. Cheaper than the list, where the layer can tell from the process's
+    /// structure.
+    ///
+    /// # Errors
+    /// When that cannot be told: nothing is readable, or the list was cut short.
+    fn process_again(&self, vmi: VmiSession<'_, Driver, Self>, known: ProcessKey) -> Result<Option<Process>, VmiError> {
+        let list = self.processes(vmi)?;
+        let found = list.processes.into_iter().find(|process| process.key() == known);
+        if found.is_none() && list.truncated {
+            return Err(VmiError::os("the list of processes is cut short"));
+        }
+        Ok(found)
+    }
 
     /// How long the guest has been up, in nanoseconds, by the clock that its processes' start times count on; `None` where
     /// that is not read.

@@ -9,7 +9,7 @@ use super::{BreakpointId, Pa, Va, VcpuId, View};
 pub enum Scope {
     /// Every address space.
     Global,
-    /// One process, by its id.
+    /// One process, by the id that it had when the breakpoint was set.
     Process(u32),
 }
 
@@ -34,6 +34,8 @@ pub enum BreakpointState {
     Disabled,
     /// Could not be set: see [`Breakpoint::error`].
     Failed,
+    /// Its process is gone, and it with it: see [`Breakpoint::error`]. The row stays until it is deleted.
+    Ended,
 }
 
 /// One breakpoint.
@@ -51,7 +53,7 @@ pub struct Breakpoint {
     pub view: View,
     /// The physical address behind it while mapped.
     pub pa: Option<Pa>,
-    /// Active, pending, disabled, failed.
+    /// Active, pending, disabled, failed, ended.
     pub state: BreakpointState,
     /// Whether the guest can see it by reading its own code.
     pub visible: bool,
@@ -63,7 +65,7 @@ pub struct Breakpoint {
     pub rates: Vec<u64>,
     /// The last hits, newest last, at most 32.
     pub last_hits: Vec<Hit>,
-    /// Why it failed, or why storm control took it out.
+    /// Why it failed or ended, or why storm control took it out.
     pub error: Option<String>,
 }
 

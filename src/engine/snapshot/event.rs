@@ -18,6 +18,8 @@ pub enum EventKind {
     Fault,
     /// A process came.
     ProcessStart,
+    /// A process runs another program than before (`execve`).
+    ProcessExec,
     /// A process went.
     ProcessExit,
     /// A process was found hidden.
@@ -37,6 +39,7 @@ impl EventKind {
             Self::PageOut => "page-out",
             Self::Fault => "fault",
             Self::ProcessStart => "process-start",
+            Self::ProcessExec => "process-exec",
             Self::ProcessExit => "process-exit",
             Self::Hidden => "hidden",
             Self::Vm => "vm",

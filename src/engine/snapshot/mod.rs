@@ -31,7 +31,7 @@ pub use self::{
     id::{BreakpointId, FaultId, TableId},
     machine::{Capability, Guest, Unavailable, Vcpu},
     part::Part,
-    process::{Process, ProcessFlag},
+    process::{Process, ProcessFlag, ProcessKey},
     table::{Table, WalkEntry},
 };
 pub use super::{
@@ -113,6 +113,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// When the process that has an id now started, where that is known.
+    pub fn started_ns(&self, pid: u32) -> Option<u64> {
+        let process = self.processes.iter().find(|process| process.pid == pid)?;
+        Some(process.start_ns).filter(|&start| start != 0)
+    }
+
     /// Whether the driver can do this here; the answer's error is the reason, for a greyed key.
     pub fn can(&self, what: Capability) -> Result<(), &str> {
         if self.capabilities.contains(&what) {

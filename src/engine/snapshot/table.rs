@@ -31,6 +31,8 @@ pub struct Table {
     pub changes: u64,
     /// When the last one was seen, on the snapshot's clock.
     pub last_change_ns: Option<u64>,
+    /// Why it is not followed any more: its process is gone. The row stays until it is deleted.
+    pub ended: Option<String>,
     /// The walk as it is now, top level first.
     pub walk: Vec<WalkEntry>,
 }

@@ -29,7 +29,7 @@ pub(in crate::ui) fn state_glyph(breakpoint: &Breakpoint, theme: &Theme, glyphs:
         BreakpointState::Active if breakpoint.visible => (glyphs.seen, theme.pending),
         BreakpointState::Active => (glyphs.on, theme.active),
         BreakpointState::Pending => (glyphs.half, theme.pending),
-        BreakpointState::Disabled => (glyphs.off, theme.disabled),
+        BreakpointState::Disabled | BreakpointState::Ended => (glyphs.off, theme.disabled),
         BreakpointState::Failed => ('!', theme.failed),
     }
 }
@@ -46,7 +46,7 @@ pub(super) fn cell<'a>(
     let theme = pen.theme;
     let breakpoint = snapshot.breakpoints.get(row.index as usize)?;
     let (glyph, style) = state_glyph(breakpoint, theme, pen.glyphs);
-    let off = breakpoint.state == BreakpointState::Disabled;
+    let off = matches!(breakpoint.state, BreakpointState::Disabled | BreakpointState::Ended);
     let unless_off = |style| if off { theme.disabled } else { style };
     let pid = match breakpoint.scope {
         Scope::Global => None,
@@ -88,7 +88,7 @@ pub(super) fn cell<'a>(
             BreakpointState::Disabled if breakpoint.error.as_deref().is_some_and(|why| why.starts_with("storm")) => {
                 Cell::new("storm", theme.pending)
             }
-            BreakpointState::Disabled if breakpoint.error.is_some() => Cell::new("ended", theme.pending),
+            BreakpointState::Ended => Cell::new("ended", theme.pending),
             BreakpointState::Disabled => Cell::new("off", style),
             BreakpointState::Failed => Cell::new("failed", style),
         },

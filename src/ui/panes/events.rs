@@ -28,7 +28,7 @@ pub(in crate::ui) fn kind_style(kind: EventKind, theme: &Theme) -> Style {
         EventKind::Breakpoint => theme.event_breakpoint,
         EventKind::PageIn | EventKind::PageOut => theme.event_page,
         EventKind::Fault => theme.event_fault,
-        EventKind::ProcessStart | EventKind::ProcessExit => theme.event_process,
+        EventKind::ProcessStart | EventKind::ProcessExec | EventKind::ProcessExit => theme.event_process,
         EventKind::Hidden => theme.hidden,
         EventKind::Vm | EventKind::Engine => theme.event_vm,
     }

@@ -32,6 +32,7 @@ pub(super) fn cell<'a>(
     let table = snapshot.page_tables.get(row.index as usize)?;
     let within = |place: Cow<'a, str>| with_process(pen, place, table.pid.filter(|_| !named), columns);
     Some(match column {
+        Column::State if table.ended.is_some() => Cell::new("ended", theme.pending),
         Column::State if table.paged_in => Cell::new(format!("{} in", pen.glyphs.on), theme.paged_in),
         Column::State => Cell::new(format!("{} out", pen.glyphs.off), theme.paged_out),
         Column::Symbol if table.symbol.is_empty() && !addressed => {

@@ -36,6 +36,7 @@ pub(super) fn sheet(desk: &Desk<'_>, breakpoint: &Breakpoint, code: Option<&[Cod
     sheet.field("address", &address, theme.address);
     let scope = match breakpoint.scope {
         Scope::Global => "every process".to_owned(),
+        Scope::Process(pid) if breakpoint.state == BreakpointState::Ended => format!("process {pid}, which is gone"),
         Scope::Process(pid) => {
             let name = desk.snapshot.processes.iter().find(|process| process.pid == pid).map(|p| p.name.as_str());
             format!("process {pid} {}", name.unwrap_or("(not in the list)"))
@@ -59,7 +60,9 @@ pub(super) fn sheet(desk: &Desk<'_>, breakpoint: &Breakpoint, code: Option<&[Cod
     if let Some(code) = code {
         sheet.section("Code");
         if code.is_empty() {
-            sheet.text("The page of this code is not in memory.", theme.missing);
+            let is_over = breakpoint.state == BreakpointState::Ended;
+            let why = if is_over { "It went with its process." } else { "The page of this code is not in memory." };
+            sheet.text(why, theme.missing);
         }
         code::lines(&mut sheet, desk, code);
     }
@@ -74,7 +77,7 @@ fn state_words(breakpoint: &Breakpoint) -> String {
         (BreakpointState::Pending, _) => {
             format!("{word}: the guest does not map this page; it arms itself when it does")
         }
-        (BreakpointState::Disabled, _) => format!("{word}: nothing of it is in the guest"),
+        (BreakpointState::Disabled | BreakpointState::Ended, _) => format!("{word}: nothing of it is in the guest"),
         (BreakpointState::Active | BreakpointState::Failed, _) => word.to_owned(),
     }
 }

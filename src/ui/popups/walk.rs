@@ -45,6 +45,9 @@ pub(super) fn sheet(desk: &Desk<'_>, table: &Table) -> Sheet {
         sheet.field("symbol", &table.symbol, theme.symbol);
     }
     match (table.paged_in, table.pa) {
+        _ if table.ended.is_some() => {
+            sheet.field("state", table.ended.as_deref().unwrap_or_default(), theme.pending);
+        }
         (true, Some(pa)) => {
             let text = format!(
                 "{} in: {address} {} {:x}, {} page",

@@ -74,7 +74,11 @@ fn breakpoint(breakpoint: &Breakpoint, out: &mut String) {
 
 fn table(table: &Table, out: &mut String) {
     let Table { symbol, address, tag, .. } = table;
-    let state = if table.paged_in { "in" } else { "out" };
+    let state = match (&table.ended, table.paged_in) {
+        (Some(ended), _) => ended,
+        (None, true) => "in",
+        (None, false) => "out",
+    };
     say!(out, "{symbol} {} {tag} {state} root={:x}", Address(address.0), table.root.0);
     if let Some(pid) = table.pid {
         say!(out, " pid={pid}");
@@ -113,6 +117,7 @@ pub(in crate::ui) const fn breakpoint_word(state: BreakpointState) -> &'static s
         BreakpointState::Pending => "pending",
         BreakpointState::Disabled => "disabled",
         BreakpointState::Failed => "failed",
+        BreakpointState::Ended => "ended",
     }
 }
 

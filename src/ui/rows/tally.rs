@@ -56,7 +56,7 @@ pub(super) fn tally(snapshot: &Snapshot, pane: PaneId) -> Tally {
                 count(match breakpoint.state {
                     BreakpointState::Active => 0,
                     BreakpointState::Pending => 1,
-                    BreakpointState::Disabled => 2,
+                    BreakpointState::Disabled | BreakpointState::Ended => 2,
                     BreakpointState::Failed => 3,
                 });
                 longest = longest.max(width(&breakpoint.symbol));

@@ -87,6 +87,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let (tid, leader) = (task.pid, task.leader);
         // The process goes by the name of its first thread.
         let process = if leader == object || leader.is_null() { task } else { self.task(leader)? };
-        Ok(Some(CurrentProcess { pid: process.tgid, tid, name: process.name, object: process.object }))
+        let (pid, start_ns) = (process.tgid, process.start_ns);
+        Ok(Some(CurrentProcess { pid, tid, name: process.name, object: process.object, start_ns }))
     }
 }

@@ -38,7 +38,7 @@ use crate::engine::{
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{Module, Process, ProcessDetail},
+    snapshot::{Module, Process, ProcessDetail, ProcessKey},
     symbols::SymbolTable,
 };
 
@@ -135,6 +135,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
 
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {
         self.kernel(vmi.core()).processes()
+    }
+
+    fn process_again(&self, vmi: VmiSession<'_, Driver, Self>, known: ProcessKey) -> Result<Option<Process>, VmiError> {
+        self.kernel(vmi.core()).process_again(known)
     }
 
     fn uptime_ns(&self, vmi: VmiSession<'_, Driver, Self>) -> Option<u64> {

@@ -8,16 +8,18 @@ use super::{
     layout::Task,
 };
 use crate::engine::{
-    addr::Va,
+    addr::{Pa, Va},
     arch::amd64::Amd64,
     driver::VmiRead,
     error::VmiError,
     os::ProcessList,
-    snapshot::{Process, ProcessFlag, clean},
+    snapshot::{Process, ProcessFlag, ProcessKey, clean},
 };
 
 /// Processes listed at most; more is a list that a guest made to keep us busy.
 const MOST_PROCESSES: usize = 1 << 16;
+/// `EXIT_DEAD` in a task's `exit_state`, in `include/linux/sched.h`: nobody waits for it any more.
+const EXIT_DEAD: u32 = 0x10;
 /// `PF_EXITING`, in `include/linux/sched.h`.
 const PF_EXITING: u32 = 0x4;
 /// `PF_KTHREAD`.
@@ -43,7 +45,7 @@ pub(super) struct TaskRecord {
     parent: Va,
     pub(super) signal: Va,
     pub(super) cred: Va,
-    start_ns: u64,
+    pub(super) start_ns: u64,
     kthread: Va,
 }
 
@@ -141,6 +143,25 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Ok(ProcessList { processes, truncated: found.truncated, hidden_threads })
     }
 
+    /// A process as it is now, by its structure where that is still its own; else the list is asked: by `execve`, another
+    /// thread's structure may have become the process's.
+    pub(super) fn process_again(&self, known: ProcessKey) -> Result<Option<Process>, VmiError> {
+        let task = self.task(known.object)?;
+        if task.pid == task.tgid && task.exit_state & EXIT_DEAD == 0 {
+            let parent = self.u32(task.parent + self.os.layout.task.tgid).unwrap_or(0);
+            let process = self.process(&task, parent);
+            if process.key() == known {
+                return Ok(Some(process));
+            }
+        }
+        let (tasks, truncated) = self.task_list()?;
+        let found = tasks.iter().map(|task| self.process(task, 0)).find(|process| process.key() == known);
+        if found.is_none() && truncated {
+            return Err(VmiError::os("the list of processes is cut short"));
+        }
+        Ok(found)
+    }
+
     /// The row of a process, from its first task.
     pub(super) fn process(&self, task: &TaskRecord, ppid: u32) -> Process {
         let layout = &self.os.layout;
@@ -159,13 +180,26 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             pid: task.tgid,
             ppid,
             name: self.long_name(task).unwrap_or_else(|| task.name.clone()),
-            root: (!task.mm.is_null()).then(|| self.root_of(task.mm)).flatten(),
+            root: self.root_of_process(task),
             threads: beyond(task.signal, layout.signal_threads).unwrap_or(1),
             start_ns: task.start_ns,
             uid: beyond(task.cred, layout.cred_uid),
             flags,
             object: task.object,
         }
+    }
+
+    /// The address space of a process: that of its first task, or of another one where the first has ended before the
+    /// others.
+    fn root_of_process(&self, task: &TaskRecord) -> Option<Pa> {
+        if !task.mm.is_null() {
+            return self.root_of(task.mm);
+        }
+        if task.exit_state == 0 {
+            return None;
+        }
+        let (others, _) = self.thread_list(task)?;
+        others.iter().find(|other| !other.mm.is_null()).and_then(|other| self.root_of(other.mm))
     }
 
     /// The whole name of a kernel thread whose `comm` was too short for it.

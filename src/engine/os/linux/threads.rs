@@ -139,7 +139,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     }
 
     /// The process's own list. The flag tells that there are more.
-    fn thread_list(&self, task: &TaskRecord) -> Option<(Vec<TaskRecord>, bool)> {
+    pub(super) fn thread_list(&self, task: &TaskRecord) -> Option<(Vec<TaskRecord>, bool)> {
         let layout = self.os.layout.threads.as_ref()?;
         let head = match layout.head {
             Some(head) if !task.signal.is_null() => task.signal + head,

@@ -15,7 +15,7 @@ use crate::engine::{
     error::VmiError,
     os::ProcessList,
     session::VmiCore,
-    snapshot::{Process, ProcessFlag},
+    snapshot::{Process, ProcessFlag, ProcessKey},
 };
 
 /// More processes than a guest can have; a longer list is a lie.
@@ -73,6 +73,25 @@ impl WindowsOs {
             process.flags.retain(|&flag| flag != ProcessFlag::Hidden);
         }
         Ok(second)
+    }
+
+    /// A process as it is now: by its object while that is of a process which lives, else by the list, because what is
+    /// freed keeps its bytes for a while.
+    pub(super) fn again<Driver>(&self, core: &VmiCore<Driver>, known: ProcessKey) -> Result<Option<Process>, VmiError>
+    where
+        Driver: VmiRead<Architecture = Amd64>,
+    {
+        let is_it = |process: &Process| process.key() == known;
+        let process = self.memory(core).process(known.object)?;
+        if is_it(&process) && !process.flags.contains(&ProcessFlag::Exiting) {
+            return Ok(Some(process));
+        }
+        let list = self.list(core)?;
+        let found = list.processes.into_iter().find(is_it);
+        if found.is_none() && list.truncated {
+            return Err(VmiError::os("the list of processes is cut short"));
+        }
+        Ok(found)
     }
 }
 
@@ -220,7 +239,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
             name: present(self.os.name(self.core, object))?.unwrap_or_default(),
             root: (root != 0).then_some(Pa(root)),
             threads: present(self.u32(object + o.active_threads))?.unwrap_or_default(),
-            start_ns: word(o.create_time)?.saturating_sub(self.os.boot_time).saturating_mul(100),
+            start_ns: self.os.since_boot(word(o.create_time)?),
             uid: None,
             flags: flags.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).collect(),
             object,

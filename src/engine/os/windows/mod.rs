@@ -31,7 +31,7 @@ use crate::engine::{
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{Process, ProcessDetail, clean},
+    snapshot::{Process, ProcessDetail, ProcessKey, clean},
     symbols::SymbolTable,
 };
 
@@ -221,6 +221,11 @@ impl WindowsOs {
         AccessContext::Paging(AddressContext { va, root: self.root })
     }
 
+    /// A time of the kernel's (100 ns since 1601) as nanoseconds since boot.
+    fn since_boot(&self, time: u64) -> u64 {
+        time.saturating_sub(self.boot_time).saturating_mul(100)
+    }
+
     /// A process object's short name, cleaned.
     fn name<Driver>(&self, core: &VmiCore<Driver>, object: Va) -> Result<String, VmiError>
     where
@@ -259,6 +264,10 @@ where
         self.list(vmi.core())
     }
 
+    fn process_again(&self, vmi: VmiSession<'_, Driver, Self>, known: ProcessKey) -> Result<Option<Process>, VmiError> {
+        self.again(vmi.core(), known)
+    }
+
     fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
         let o = &self.offsets;
         let core = vmi.core();
@@ -277,6 +286,7 @@ where
             tid: core.read_u64(self.kernel(thread + o.cid + o.cid_thread))? as u32,
             name: self.name(core, object)?,
             object,
+            start_ns: self.since_boot(core.read_u64(self.kernel(object + o.create_time))?),
         }))
     }
 
