@@ -9,7 +9,7 @@ use indexmap::IndexSet;
 use live::{
     dashboard::Dashboard,
     eyes::Eyes,
-    guest::{Guest, Options},
+    guest::{Guest, Options, wider_kernels},
 };
 use vmscope::engine::{
     command::{Command, Target},
@@ -157,6 +157,21 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
 }
 
 #[test]
+fn details_agree_on_5_10() {
+    details_agree("5.10", "default");
+}
+
+#[test]
+fn details_agree_on_7_3() {
+    details_agree("7.3", "default");
+}
+
+#[test]
+fn details_agree_on_the_wider_kernels() {
+    wider_kernels().into_iter().for_each(|kernel| details_agree(kernel, "default"));
+}
+
+#[test]
 fn details_agree_on_6_1() {
     details_agree("6.1", "default");
 }
@@ -191,6 +206,21 @@ fn system_calls_are_named(kernel: &'static str) {
     assert!(seen > 0, "names of arguments");
     dashboard.close();
     assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn system_calls_are_named_on_5_10() {
+    system_calls_are_named("5.10");
+}
+
+#[test]
+fn system_calls_are_named_on_7_3() {
+    system_calls_are_named("7.3");
+}
+
+#[test]
+fn system_calls_are_named_on_the_wider_kernels() {
+    wider_kernels().into_iter().for_each(system_calls_are_named);
 }
 
 #[test]
