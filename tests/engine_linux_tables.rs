@@ -5,7 +5,10 @@ mod support;
 use proptest::prelude::*;
 use vmscope::engine::{
     addr::Va,
-    os::linux::{btf::Btf, kallsyms},
+    os::linux::{
+        btf::{BitField, Btf},
+        kallsyms,
+    },
 };
 
 use crate::support::linux::{ALIGNMENTS, BtfWriter, Form, aligned_tables, symbols, tables};
@@ -121,6 +124,8 @@ fn members_are_found_where_they_hide() {
     assert_eq!(member("many.cfs_rq"), Some((136, 8)));
     assert_eq!(member("parent"), Some((200, 8)));
     assert_eq!(btf.size_of("task_struct"), Some(256));
+    assert_eq!(btf.bit_field("task_struct", "flag"), Some(BitField { offset: 0, shift: 3, width: 1 }));
+    assert_eq!(btf.bit_field("task_struct", "tgid"), None);
 }
 
 #[test]

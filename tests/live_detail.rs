@@ -134,7 +134,9 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     let tasks = guest.sh(&format!("cd /proc/{}/task && echo *; cd /", job.pid));
     let mut ours: Vec<u32> = detail.threads.iter().map(|thread| thread.tid).collect();
     ours.sort_unstable();
-    assert_eq!(ours, tasks.split_whitespace().map(|tid| tid.parse().expect("a number")).collect::<Vec<u32>>());
+    let mut theirs: Vec<u32> = tasks.split_whitespace().map(|tid| tid.parse().expect("a number")).collect();
+    theirs.sort_unstable();
+    assert_eq!(ours, theirs);
     assert!(detail.threads.iter().all(|thread| !thread.hidden));
     assert!(detail.modules.iter().any(|module| module.name == work), "{:?}", detail.modules);
 

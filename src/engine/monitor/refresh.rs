@@ -92,7 +92,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             paging_levels: vmi.paging_levels(),
             booted_at_ns: None,
         };
-        self.publisher.describe(guest, capabilities, unavailable, os.symbols());
+        os.refresh_symbols(vmi);
+        self.publisher.describe(guest, capabilities, unavailable, &os.symbols());
     }
 
     pub(super) fn refresh_processes(&mut self, vmi: VmiSession<'_, D, Os>) {
@@ -107,6 +108,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 return;
             }
         };
+        self.refresh_symbols(vmi);
         self.tell_process_changes(vmi, &list.processes);
         self.tell_hidden_threads(vmi, &list.processes, &list.hidden_threads);
         self.processes.clone_from(&list.processes);
