@@ -5,23 +5,56 @@ mod support;
 use proptest::prelude::*;
 use vmscope::engine::{
     addr::Va,
-    os::linux::{btf::Btf, kallsyms},
+    os::linux::{
+        btf::{BitField, Btf},
+        kallsyms,
+    },
 };
 
-use crate::support::linux::{BtfWriter, Form, symbols, tables};
+use crate::support::linux::{ALIGNMENTS, BtfWriter, Form, aligned_tables, symbols, tables};
 
 const TEXT: Va = Va(0xffff_ffff_9a00_0000);
 const AT: Va = Va(0xffff_ffff_9b00_0000);
 
 #[test]
-fn symbols_of_every_form_are_read_back() {
-    for form in Form::ALL {
+fn symbols_of_every_form_and_alignment_are_read_back() {
+    for (form, alignment) in Form::ALL.into_iter().flat_map(|form| ALIGNMENTS.map(|alignment| (form, alignment))) {
         let wanted = symbols(TEXT, form);
-        let table = kallsyms::parse(&tables(&wanted, AT, form), AT, TEXT).unwrap_or_default();
-        assert_eq!(table.len(), wanted.len(), "{form:?}");
+        let table = kallsyms::parse(&aligned_tables(&wanted, AT, form, alignment), AT, TEXT).unwrap_or_default();
+        assert_eq!(table.len(), wanted.len(), "{form:?}, {alignment} bytes");
         for (name, va) in &wanted {
-            assert_eq!(table.lookup(name), Some(*va), "{form:?} {name}");
+            assert_eq!(table.lookup(name), Some(*va), "{form:?}, {alignment} bytes, {name}");
         }
+    }
+}
+
+/// One thing wrong with each, all the rest as it should be.
+#[test]
+fn tables_that_nearly_fit_are_refused() {
+    for (form, alignment) in Form::ALL.into_iter().flat_map(|form| ALIGNMENTS.map(|alignment| (form, alignment))) {
+        let wanted = symbols(TEXT, form);
+        let whole = aligned_tables(&wanted, AT, form, alignment);
+        let refused = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
+            let mut memory = whole.clone();
+            change(&mut memory);
+            assert_ne!(memory, whole, "{what} changes something");
+            assert!(kallsyms::parse(&memory, AT, TEXT).is_none(), "{what}: {form:?}, {alignment} bytes");
+        };
+        let position =
+            |bytes: &[u8]| whole.windows(bytes.len()).position(|window| window == bytes).expect("it is there");
+        let number = position(&(wanted.len() as u32).to_le_bytes());
+        let names = number + alignment.max(4);
+        let digits = position(b"0\x001\x002\0");
+        refused("one name more than there are", &|memory| memory[number] += 1);
+        refused("one name less than there are", &|memory| memory[number] -= 1);
+        refused("a first name without a type", &|memory| memory[names] = 0);
+        refused("a first name that is longer than it is", &|memory| memory[names] += 1);
+        refused("the number of names a word too early", &|memory| {
+            memory.copy_within(number..number + 4, number - 4);
+            memory[number..number + 4].fill(0);
+        });
+        refused("two tokens that became one", &|memory| memory[digits + 21] = b'x');
+        refused("no end", &|memory| memory.truncate(memory.len() - 16 - if form.is_before() { 1 } else { 8 * 1024 }));
     }
 }
 
@@ -91,6 +124,8 @@ fn members_are_found_where_they_hide() {
     assert_eq!(member("many.cfs_rq"), Some((136, 8)));
     assert_eq!(member("parent"), Some((200, 8)));
     assert_eq!(btf.size_of("task_struct"), Some(256));
+    assert_eq!(btf.bit_field("task_struct", "flag"), Some(BitField { offset: 0, shift: 3, width: 1 }));
+    assert_eq!(btf.bit_field("task_struct", "tgid"), None);
 }
 
 #[test]
@@ -126,13 +161,14 @@ proptest! {
     #[test]
     fn damaged_symbols_never_panic(
         form in prop::sample::select(Form::ALL.to_vec()),
+        alignment in prop::sample::select(ALIGNMENTS.to_vec()),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
         cut in any::<prop::sample::Index>(),
     ) {
-        let mut memory = tables(&symbols(TEXT, form), AT, form);
+        let mut memory = aligned_tables(&symbols(TEXT, form), AT, form, alignment);
         spoil(&mut memory, &damage, damage[0].0);
         let _ = kallsyms::parse(&memory, AT, TEXT);
-        let mut memory = tables(&symbols(TEXT, form), AT, form);
+        let mut memory = aligned_tables(&symbols(TEXT, form), AT, form, alignment);
         spoil(&mut memory, &damage, cut);
         let _ = kallsyms::parse(&memory, AT, TEXT);
     }

@@ -9,7 +9,7 @@ use indexmap::IndexSet;
 use live::{
     dashboard::Dashboard,
     eyes::Eyes,
-    guest::{Guest, Options},
+    guest::{Guest, Options, wider_kernels},
 };
 use vmscope::engine::{
     command::{Command, Target},
@@ -134,7 +134,9 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     let tasks = guest.sh(&format!("cd /proc/{}/task && echo *; cd /", job.pid));
     let mut ours: Vec<u32> = detail.threads.iter().map(|thread| thread.tid).collect();
     ours.sort_unstable();
-    assert_eq!(ours, tasks.split_whitespace().map(|tid| tid.parse().expect("a number")).collect::<Vec<u32>>());
+    let mut theirs: Vec<u32> = tasks.split_whitespace().map(|tid| tid.parse().expect("a number")).collect();
+    theirs.sort_unstable();
+    assert_eq!(ours, theirs);
     assert!(detail.threads.iter().all(|thread| !thread.hidden));
     assert!(detail.modules.iter().any(|module| module.name == work), "{:?}", detail.modules);
 
@@ -154,6 +156,21 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     guest.end(job);
     guest.end(net);
     assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn details_agree_on_5_10() {
+    details_agree("5.10", "default");
+}
+
+#[test]
+fn details_agree_on_7_3() {
+    details_agree("7.3", "default");
+}
+
+#[test]
+fn details_agree_on_the_wider_kernels() {
+    wider_kernels().into_iter().for_each(|kernel| details_agree(kernel, "default"));
 }
 
 #[test]
@@ -191,6 +208,21 @@ fn system_calls_are_named(kernel: &'static str) {
     assert!(seen > 0, "names of arguments");
     dashboard.close();
     assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn system_calls_are_named_on_5_10() {
+    system_calls_are_named("5.10");
+}
+
+#[test]
+fn system_calls_are_named_on_7_3() {
+    system_calls_are_named("7.3");
+}
+
+#[test]
+fn system_calls_are_named_on_the_wider_kernels() {
+    wider_kernels().into_iter().for_each(system_calls_are_named);
 }
 
 #[test]

@@ -79,9 +79,7 @@ fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
         "add-breakpoint",
         Popup::Add(AddDialog {
             place: "nt!NtCre".into(),
-            candidates: candidates
-                .map(|name| Candidate { name: name.to_owned(), address: table.lookup(name) })
-                .collect(),
+            candidates: candidates.map(|name| Candidate { address: table.lookup(&name), name }).collect(),
             chosen: Some(1),
             process: Some((648, "lsass.exe".to_owned())),
             ..AddDialog::new(Purpose::Breakpoint)

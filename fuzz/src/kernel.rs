@@ -75,18 +75,20 @@ pub fn profile(data: &[u8]) {
 pub mod samples {
     use vmscope::engine::addr::Va;
 
-    use crate::support::linux::{BtfWriter, FACTS, Form, tables};
+    use crate::support::linux::{ALIGNMENTS, BtfWriter, FACTS, Form, aligned_tables};
 
     const TEXT: Va = Va(0xffff_ffff_9a00_0000);
     const AT: Va = Va(0xffff_ffff_9b00_0000);
 
-    /// A small kernel's symbols in every form that kernels have had.
+    /// A small kernel's symbols in every form and alignment that kernels have had.
     pub fn kallsyms() -> Vec<Vec<u8>> {
         let names = |i: u64| if i == 3 { "_text".to_owned() } else { format!("sys_{i:x}") };
         let symbols: Vec<(String, Va)> = (0..1030).map(|i| (names(i), TEXT + (i.max(3) - 3) * 16)).collect();
-        let sample =
-            |form| [AT.0.to_le_bytes(), TEXT.0.to_le_bytes()].concat().into_iter().chain(tables(&symbols, AT, form));
-        Form::ALL.into_iter().map(|form| sample(form).collect()).collect()
+        let sample = |form, alignment| {
+            let tables = aligned_tables(&symbols, AT, form, alignment);
+            [AT.0.to_le_bytes(), TEXT.0.to_le_bytes()].concat().into_iter().chain(tables).collect()
+        };
+        Form::ALL.into_iter().flat_map(|form| ALIGNMENTS.map(|alignment| sample(form, alignment))).collect()
     }
 
     /// Every kind of type, nested and in arrays.

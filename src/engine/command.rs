@@ -12,12 +12,14 @@ use crossbeam_channel::{Receiver, Sender};
 use super::{
     addr::{Va, VcpuId},
     snapshot::{BreakpointId, FaultId, Scope, Snapshot, TableId},
+    symbols::is_cpu,
 };
 
 /// Where a breakpoint or a watch is wanted, as a person says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// A symbol (`nt!NtCreateFile`, `do_sys_openat2+0x10`) or an address (`0xffff…`, `fffff803`1c2a41f0`).
+    /// A symbol (`nt!NtCreateFile`, `do_sys_openat2+0x10`, `runqueues@cpu1`: see [`SymbolTable::place`](super::symbols::SymbolTable::place)) or an address
+    /// (`0xffff…`, `fffff803`1c2a41f0`).
     pub place: String,
     /// The process whose address space is meant; `None` is the kernel's.
     pub pid: Option<u32>,
@@ -26,13 +28,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// Parses `SYMBOL|ADDRESS[@PID]`.
+    /// Parses `SYMBOL|ADDRESS[@PID]`. An `@cpu1` belongs to the symbol.
     ///
     /// # Errors
     /// A sentence for the user when the place is empty or the PID is not a number.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let (place, pid) = match text.rsplit_once('@') {
+            Some((_, cpu)) if is_cpu(cpu) => (text, None),
             Some((place, pid)) => {
                 let pid = pid.trim().parse::<u32>();
                 let pid =
@@ -218,6 +221,9 @@ mod tests {
         let parsed = |text| Target::parse(text).map(|t| (t.place, t.pid));
         assert_eq!(parsed("nt!NtCreateFile"), Ok(("nt!NtCreateFile".into(), None)));
         assert_eq!(parsed(" 0x7ff61000 @ 648 "), Ok(("0x7ff61000".into(), Some(648))));
+        assert_eq!(parsed("runqueues@cpu1"), Ok(("runqueues@cpu1".into(), None)));
+        assert_eq!(parsed("runqueues@cpu0+0x8"), Ok(("runqueues@cpu0+0x8".into(), None)));
+        assert!(parsed("main@cpux").is_err_and(|e| e.contains("process id")));
         assert!(parsed("@648").is_err_and(|e| e.contains("symbol or an address")));
         assert!(parsed("main@lsass").is_err_and(|e| e.contains("process id")));
         assert!(parsed("").is_err());

@@ -68,7 +68,7 @@ impl VmiOs<SimDriver> for Fragile {
     fn kernel_root(&self) -> Pa {
         VmiOs::<SimDriver>::kernel_root(&self.os)
     }
-    fn symbols(&self) -> &Arc<SymbolTable> {
+    fn symbols(&self) -> Arc<SymbolTable> {
         VmiOs::<SimDriver>::symbols(&self.os)
     }
     fn processes(&self, vmi: VmiSession<'_, SimDriver, Self>) -> Result<ProcessList, VmiError> {

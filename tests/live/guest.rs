@@ -29,7 +29,7 @@ const MAX_JOBS: usize = 3;
 /// What guest to boot; the default is the newest 6.12 kernel on QEMU's default CPU, one vCPU, 512 MiB.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Kernel series: `6.1` or `6.12`.
+    /// Kernel series as `scripts/guest --kernel` takes them: `6.1`, `6.12-rt`.
     pub kernel: &'static str,
     /// QEMU's CPU model: `default`, `Nehalem` (the kernel isolates page tables), `max` (5-level paging).
     pub cpu: &'static str,
@@ -375,6 +375,16 @@ impl Drop for Guest {
             eprintln!("the guest of {} could not be ended", self.dir.display());
         }
     }
+}
+
+/// The kernels that every test run is made with.
+pub const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "7.3"];
+
+/// The kernels that are tried only when somebody asks for them: series with commas between them in `VMSCOPE_KERNELS`,
+/// as `scripts/test --long` sets it.
+pub fn wider_kernels() -> Vec<&'static str> {
+    let list = std::env::var("VMSCOPE_KERNELS").unwrap_or_default().leak();
+    list.split(',').filter(|kernel| !kernel.is_empty()).collect()
 }
 
 /// Says that a test cannot run here and why; with `CI=true` that is a failure.

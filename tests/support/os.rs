@@ -37,8 +37,8 @@ impl VmiOs<FlatDriver> for FlatOs {
     fn kernel_root(&self) -> Pa {
         self.root
     }
-    fn symbols(&self) -> &Arc<SymbolTable> {
-        &self.symbols
+    fn symbols(&self) -> Arc<SymbolTable> {
+        Arc::clone(&self.symbols)
     }
     fn process_root(&self, root: Pa) -> Pa {
         if self.isolates { Pa(root.0 & !0x1000) } else { root }

@@ -54,9 +54,7 @@ fn patterns(kind: FindKind, text: &str, snapshot: &Snapshot) -> Result<Vec<Patte
             vec![exactly(text.as_bytes().to_vec()), exactly(wide)]
         }
         FindKind::Pointer => {
-            let va = popup::resolve(text, snapshot);
-            let va =
-                va.ok_or_else(|| format!("'{text}' is neither a symbol of this kernel nor a register nor an address"))?;
+            let va = popup::resolve(text, snapshot)?;
             vec![exactly(va.0.to_le_bytes().to_vec())]
         }
     };

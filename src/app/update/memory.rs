@@ -376,12 +376,8 @@ fn event_address(snapshot: &Snapshot, event: &Event) -> Option<(Option<u32>, Va)
     let va = words.filter(|word| !word.is_empty()).find_map(|word| {
         let is_address = word.contains('`') || word.starts_with("0x");
         let address = || if is_address { word.parse::<Va>().ok().filter(|va| va.0 >= PAGE) } else { None };
-        popup::resolve(word, snapshot).filter(|_| snapshot.symbols.lookup(symbol(word)).is_some()).or_else(address)
+        snapshot.symbols.place(word).ok().flatten().or_else(address)
     })?;
     let known = event.pid.filter(|pid| snapshot.processes.iter().any(|row| row.pid == *pid && row.root.is_some()));
     Some((known, va))
-}
-
-fn symbol(word: &str) -> &str {
-    word.split('+').next().unwrap_or(word)
 }

@@ -307,18 +307,15 @@ fn move_field(dialog: &mut AddDialog, by: isize) {
     dialog.field = fields.get(next).copied().unwrap_or_default();
 }
 
-/// The symbol in what was typed, and what follows it: `+0x10`, `@648`.
-fn symbol_of(place: &str) -> (&str, &str) {
-    place.split_at(place.find(['+', '@']).unwrap_or(place.len()))
-}
-
 fn complete(dialog: &mut AddDialog, symbols: &SymbolTable) {
     dialog.chosen = None;
     dialog.candidates.clear();
-    let (symbol, rest) = symbol_of(dialog.place.value());
-    if dialog.field == AddField::Place && !symbol.is_empty() && rest.is_empty() {
-        let names = symbols.complete(symbol, CANDIDATES).into_iter();
-        let candidate = |name: &str| Candidate { name: name.to_owned(), address: symbols.lookup(name) };
+    let place = dialog.place.value();
+    // A process behind it, or an offset, is nothing to complete; a CPU is.
+    let is_symbol = !place.contains('+') && place.split_once('@').is_none_or(|(_, cpu)| "cpu".starts_with(cpu));
+    if dialog.field == AddField::Place && !place.is_empty() && is_symbol {
+        let names = symbols.complete(place, CANDIDATES).into_iter();
+        let candidate = |name: String| Candidate { address: symbols.place(&name).ok().flatten(), name };
         dialog.candidates = names.map(candidate).collect();
     }
 }
@@ -365,12 +362,12 @@ fn submit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         Purpose::Watch => Command::WatchAddress { target, tag },
         Purpose::Page => Command::RequestPage { target },
         Purpose::Memory => {
-            let Some(va) = resolve(&target.place, snapshot) else {
-                dialog.error = Some(format!(
-                    "'{}' is neither a symbol of this kernel nor a register nor an address",
-                    target.place
-                ));
-                return Vec::new();
+            let va = match resolve(&target.place, snapshot) {
+                Ok(va) => va,
+                Err(why) => {
+                    dialog.error = Some(why);
+                    return Vec::new();
+                }
             };
             state.popups.pop();
             return memory::open(state, target.pid, va, MemoryMode::Bytes);
@@ -381,18 +378,21 @@ fn submit(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     vec![Effect::SendFrom(command, Box::new(draft))]
 }
 
-/// The address of `symbol`, `symbol+0x10`, a register of a busy vCPU, or a hexadecimal number.
-pub(super) fn resolve(place: &str, snapshot: &Snapshot) -> Option<Va> {
-    let (symbol, offset) = symbol_of(place);
-    let symbol = symbol.trim();
+/// The address of a symbol as [`SymbolTable::place`] takes it, of a register of a busy vCPU (`rsp+0x10`), or a hexadecimal
+/// number; the error is a sentence.
+pub(super) fn resolve(place: &str, snapshot: &Snapshot) -> Result<Va, String> {
+    if let Some(va) = snapshot.symbols.place(place)? {
+        return Ok(va);
+    }
+    let (name, offset) = place.split_once('+').map_or((place, None), |(name, offset)| (name, Some(offset)));
+    let name = name.trim();
     let register = || {
         let busy = snapshot.vcpus.iter().find(|vcpu| vcpu.pid.is_some_and(|pid| pid != 0));
         let vcpu = busy.or(snapshot.vcpus.first())?;
-        vcpu.registers.iter().find(|(name, _)| name.eq_ignore_ascii_case(symbol)).map(|(_, value)| Va(*value))
+        vcpu.registers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| Va(*value))
     };
-    let base = snapshot.symbols.lookup(symbol).or_else(register).or_else(|| symbol.parse().ok())?;
-    match offset.strip_prefix('+') {
-        Some(offset) => offset.parse::<Va>().ok().map(|offset| base + offset.0),
-        None => Some(base),
-    }
+    let offset = offset.map_or(Some(Va(0)), |offset| offset.trim().parse().ok());
+    let base = register().or_else(|| name.parse().ok());
+    let va = base.zip(offset).map(|(base, offset)| base + offset.0);
+    va.ok_or_else(|| format!("'{place}' is neither a symbol of this kernel nor a register nor an address"))
 }

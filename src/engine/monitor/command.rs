@@ -83,7 +83,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         vmi: VmiSession<'_, D, Os>,
         target: &Target,
     ) -> Result<(AddressContext, Option<Process>), String> {
-        let va = resolve(&target.place, vmi.underlying_os().symbols())?;
+        let va = resolve(&target.place, &vmi.underlying_os().symbols())?;
         if !crate::engine::arch::amd64::is_canonical(va, vmi.paging_levels()) {
             return Err(format!("{va} is not a canonical address: no processor maps it"));
         }
@@ -102,7 +102,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     fn symbol(vmi: VmiSession<'_, D, Os>, va: Va) -> String {
-        vmi.underlying_os().symbols().describe(va, 0x1000).unwrap_or_default()
+        // What is shown of a row is what sets it anew: after a reset, from a saved state, by hand.
+        vmi.underlying_os().symbols().designate(va, 0x1000).unwrap_or_default()
     }
 
     pub(super) fn add_breakpoint(
@@ -133,14 +134,22 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Scope::Global => None,
         };
         let target = Target { pid, ..target };
-        let (ctx, process) = self.place(vmi, &target)?;
+        let (symbol, ctx, process) = match self.place(vmi, &target) {
+            Ok((ctx, process)) => (Self::symbol(vmi, ctx.va), ctx, process),
+            Err(why) => {
+                let (symbol, ctx) = Self::awaited(vmi, &target.place).ok_or(why)?;
+                (symbol, ctx, None)
+            }
+        };
         let owner = self.own(process.as_ref());
-        let is_there = |row: &&BreakpointRow| (row.ctx.va, row.scope, row.owner) == (ctx.va, scope, owner);
+        let is_there = |row: &&BreakpointRow| {
+            (row.ctx.va, row.scope, row.owner) == (ctx.va, scope, owner) && (ctx.va.0 != 0 || row.symbol == symbol)
+        };
         if let Some(row) = self.breakpoints.values().find(is_there) {
             return Err(format!("there is a breakpoint at {} already: select it and toggle it", row.name()));
         }
         let id = BreakpointId(self.next_id());
-        let mut row = BreakpointRow::new(id, Self::symbol(vmi, ctx.va), ctx, scope, tag);
+        let mut row = BreakpointRow::new(id, symbol, ctx, scope, tag);
         row.owner = owner;
         let name = row.name();
         if enabled {
@@ -150,7 +159,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.breakpoints.insert(id, row);
         self.sync_breakpoints(vmi.core());
         self.publisher.breakpoints_changed = true;
-        let state = match self.breakpoints.get(&id).map(|row| row.state) {
+        let row = self.breakpoints.get(&id);
+        let state = match row.map(|row| row.state) {
+            Some(BreakpointState::Pending) if row.is_some_and(|row| row.unloaded) => {
+                "pending: its module is not loaded, it is set as soon as it is"
+            }
             Some(BreakpointState::Pending) => "pending: its page is not mapped, it arms itself when it is",
             Some(BreakpointState::Disabled) => "off",
             _ => "active",
@@ -160,6 +173,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// Puts a breakpoint into the guest, or waits for its page.
     pub(super) fn arm(&mut self, vmi: VmiSession<'_, D, Os>, row: &mut BreakpointRow) -> Result<(), VmiError> {
+        if Self::locate(vmi, row)? {
+            return Ok(());
+        }
         let _paused = vmi.core().pause_guard()?;
         let view = self.view(vmi)?;
         row.view = view;
@@ -200,6 +216,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     pub(super) fn disarm(&mut self, vmi: VmiSession<'_, D, Os>, id: BreakpointId) -> Result<(), VmiError> {
         let Some(row) = self.breakpoints.get_mut(&id) else { return Ok(()) };
         if !row.is_on() {
+            return Ok(());
+        }
+        if std::mem::take(&mut row.unloaded) {
+            row.state = BreakpointState::Disabled;
+            row.error = None;
+            self.publisher.breakpoints_changed = true;
             return Ok(());
         }
         let _paused = vmi.core().pause_guard()?;

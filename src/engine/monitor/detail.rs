@@ -99,12 +99,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let bytes = read_there(vmi, va, root, length);
         let there: Vec<u8> = bytes.iter().map_while(|byte| *byte).collect();
         let symbols = vmi.underlying_os().symbols();
-        let code = disassemble(&there, va, va, (length / 2).min(MEMORY_LINES), symbols);
+        let code = disassemble(&there, va, va, (length / 2).min(MEMORY_LINES), &symbols);
         let lead = LEAD.min(va.0) as usize;
         let mut leading: Vec<u8> =
             read_there(vmi, va - lead as u64, root, lead).into_iter().rev().map_while(|byte| byte).collect();
         leading.reverse();
-        let before = lead_up(&leading, va, MEMORY_LINES, symbols);
+        let before = lead_up(&leading, va, MEMORY_LINES, &symbols);
         let walk = walk_of(vmi, AddressContext { va, root });
         let mut memory = MemoryDetail { pid, root, va, changed: vec![None; bytes.len()], bytes, code, before, walk };
         if let Some(Detail::Memory(old)) = self.detail.as_deref() {
@@ -164,7 +164,7 @@ fn code_around<D: Platform, Os: VmiOs<D>>(
         bytes.truncate(room);
         vmi.read((va, ctx.root), &mut bytes).is_ok().then_some(bytes)
     };
-    let from = start_before(ctx.va, symbols, read);
+    let from = start_before(ctx.va, &symbols, read);
     let bytes = read(from, lines * MAX_INSTRUCTION as usize).unwrap_or_default();
-    disassemble(&bytes, from, ctx.va, lines, symbols)
+    disassemble(&bytes, from, ctx.va, lines, &symbols)
 }

@@ -11,6 +11,7 @@ mod detail;
 mod disasm;
 mod log;
 mod missing;
+mod modules;
 mod owners;
 mod platform;
 mod publish;

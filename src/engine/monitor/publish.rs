@@ -32,6 +32,7 @@ struct Said {
     truncated: bool,
     detail: Option<usize>,
     search: Option<usize>,
+    symbols: usize,
 }
 
 impl Said {
@@ -52,6 +53,7 @@ impl Said {
             truncated: snapshot.processes_truncated,
             detail: snapshot.detail.as_ref().map(|detail| Arc::as_ptr(detail).addr()),
             search: snapshot.search.as_ref().map(|search| Arc::as_ptr(search).addr()),
+            symbols: Arc::as_ptr(&snapshot.symbols).addr(),
         }
     }
 }
@@ -107,6 +109,10 @@ impl Publisher {
         self.current.unavailable.set(unavailable);
         self.current.symbols = Arc::clone(symbols);
         self.current.notice = None;
+    }
+
+    pub(super) fn set_symbols(&mut self, symbols: Arc<SymbolTable>) {
+        self.current.symbols = symbols;
     }
 
     /// Takes note of when the guest booted. Its clock ticks in seconds, so less than two of them are no news.

@@ -100,7 +100,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             paging_levels: vmi.paging_levels(),
             booted_at_ns: None,
         };
-        self.publisher.describe(guest, capabilities, unavailable, os.symbols());
+        os.refresh_symbols(vmi);
+        self.publisher.describe(guest, capabilities, unavailable, &os.symbols());
     }
 
     pub(super) fn refresh_processes(&mut self, vmi: VmiSession<'_, D, Os>) {
@@ -116,6 +117,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
         };
         self.check_owners_by(vmi, &list.processes);
+        self.refresh_symbols(vmi);
         self.tell_process_changes(vmi, &list.processes);
         self.tell_hidden_threads(vmi, &list.processes, &list.hidden_threads);
         self.processes.clone_from(&list.processes);

@@ -3,8 +3,6 @@
 //! The session on the old kernel ends like any other, with everything taken out of the guest. Whoever runs the monitor then
 //! looks for the kernel again ([`Monitor::seek`]) and starts a session on it, which sets the user's rows anew.
 
-use std::sync::Arc;
-
 use super::{
     Monitor, Platform, fault_loop,
     owners::{Owners, over},
@@ -89,7 +87,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Sets the rows of the kernel before again, where the new one has their places.
     pub(super) fn set_again(&mut self, vmi: VmiSession<'_, D, Os>) {
         let os = vmi.underlying_os();
-        let (symbols, root) = (Arc::clone(os.symbols()), os.kernel_root());
+        let (symbols, root) = (os.symbols(), os.kernel_root());
         let place = |symbol: &str, va: Va| {
             let va = moved(symbol, va, &symbols)?;
             if is_canonical(va, vmi.paging_levels()) {
@@ -102,7 +100,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         for (index, id) in self.breakpoints.keys().copied().collect::<Vec<_>>().into_iter().enumerate() {
             let Some(mut row) = self.breakpoints.shift_remove(&id) else { continue };
             if row.scope == Scope::Global {
-                let armed = match place(&row.symbol, row.ctx.va) {
+                let placed = match os.missing_module(&row.symbol) {
+                    // Setting it makes it wait.
+                    Some(_) => Ok(row.ctx),
+                    None => place(&row.symbol, row.ctx.va),
+                };
+                let armed = match placed {
                     Ok(ctx) if row.is_on() => {
                         row.ctx = ctx;
                         self.arm(vmi, &mut row).map_err(|error| error.to_string())

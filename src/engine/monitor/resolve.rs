@@ -2,23 +2,10 @@
 
 use crate::engine::{addr::Va, symbols::SymbolTable};
 
-/// Resolves `symbol`, `symbol+0x10`, or an address; the error is a sentence with the nearest names.
+/// Resolves a symbol as [`SymbolTable::place`] takes it, or an address; the error is a sentence with what to write.
 pub(super) fn resolve(place: &str, symbols: &SymbolTable) -> Result<Va, String> {
-    if let Some(va) = symbols.lookup(place) {
+    if let Some(va) = symbols.place(place)? {
         return Ok(va);
-    }
-    if let Some((name, offset)) = place.rsplit_once('+')
-        && let Some(va) = symbols.lookup(name.trim())
-    {
-        let offset = offset.trim();
-        let parsed = match offset.strip_prefix("0x") {
-            Some(hex) => u64::from_str_radix(hex, 16),
-            None => offset.parse(),
-        };
-        return match parsed {
-            Ok(offset) => va.checked_add(offset).ok_or(format!("'{place}' is beyond the end of the address space")),
-            Err(_) => Err(format!("'{place}': what follows '+' must be a number of bytes, for example +16 or +0x10")),
-        };
     }
     // A bare word of hex letters ("add") is more likely a symbol that is not there than an address.
     let digits = place.strip_prefix("0x").unwrap_or(place);

@@ -38,6 +38,8 @@ pub(super) struct BreakpointRow {
     recent: Rates,
     pub(super) last_hits: VecDeque<Hit>,
     pub(super) error: Option<String>,
+    /// Whether it waits for its module, and nothing of it is in the guest.
+    pub(super) unloaded: bool,
 }
 
 impl BreakpointRow {
@@ -58,7 +60,16 @@ impl BreakpointRow {
             recent: recent(),
             last_hits: VecDeque::new(),
             error: None,
+            unloaded: false,
         }
+    }
+
+    /// It waits for its module to be loaded.
+    pub(super) fn await_module(&mut self, why: String) {
+        self.armed();
+        self.pa = None;
+        self.error = Some(why);
+        self.unloaded = true;
     }
 
     /// Whether it is meant to be in the guest.

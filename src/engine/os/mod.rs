@@ -80,8 +80,19 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
     /// A translation root under which all of the kernel is mapped.
     fn kernel_root(&self) -> Pa;
 
-    /// The kernel's symbols.
-    fn symbols(&self) -> &Arc<SymbolTable>;
+    /// The symbols of the kernel and of its modules, as they were read last.
+    fn symbols(&self) -> Arc<SymbolTable>;
+
+    /// Reads the symbols of modules that were loaded since the last time and forgets those of modules that are gone; whether
+    /// [`VmiOs::symbols`] has changed.
+    fn refresh_symbols(&self, _vmi: VmiSession<'_, Driver, Self>) -> bool {
+        false
+    }
+
+    /// The module of a place such as `dummy!dummy_xmit`, if it is one that the kernel may load but has not loaded now.
+    fn missing_module<'a>(&self, _place: &'a str) -> Option<&'a str> {
+        None
+    }
 
     /// The root that a process is known by, given the one in a CR3: the same one, but for kernel page-table isolation.
     fn process_root(&self, root: Pa) -> Pa {

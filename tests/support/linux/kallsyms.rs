@@ -23,21 +23,37 @@ impl Form {
     pub const ALL: [Self; 6] =
         [Self::Before(0), Self::Before(3), Self::Before(4), Self::Behind, Self::Unsigned, Self::OwnAddress];
 
+    /// Whether the offsets come first.
+    pub fn is_before(self) -> bool {
+        matches!(self, Self::Before(_))
+    }
+
     /// Whether addresses outside of the kernel's image can be written.
     pub fn has_absolute(self) -> bool {
         matches!(self, Self::Before(_) | Self::Behind)
     }
 }
 
-/// The tables as they lie in memory at `at`. The compression has two tokens only: "sys_" and "read".
+/// What kernels have aligned their tables to, and what a next one might.
+pub const ALIGNMENTS: [usize; 4] = [4, 8, 16, 64];
+
+/// The tables as they lie in memory at `at`, aligned as up to 6.19.
 pub fn tables(symbols: &[(String, Va)], at: Va, form: Form) -> Vec<u8> {
+    aligned_tables(symbols, at, form, 8)
+}
+
+/// The tables as they lie in memory at `at`, each at a multiple of `alignment`. The compression has two tokens only:
+/// "sys_" and "read".
+pub fn aligned_tables(symbols: &[(String, Va)], at: Va, form: Form, alignment: usize) -> Vec<u8> {
     let base = symbols.iter().map(|(_, va)| va.0).filter(|va| va >> 63 != 0).min().unwrap_or(0);
-    let mut out = Output { bytes: vec![0xee; 24], at, base, form };
+    // An odd multiple: where the tables lie must not make them look as if they were aligned to more.
+    let mut out = Output { bytes: vec![0xee; 3 * alignment], at, base, form, alignment };
     if let Form::Before(_) = form {
         out.offsets(symbols);
     }
     out.align();
-    out.bytes.extend((symbols.len() as u64).to_le_bytes());
+    out.bytes.extend((symbols.len() as u32).to_le_bytes());
+    out.align();
     out.names(symbols);
     if let Form::Before(bytes) = form {
         out.sequence(symbols.len(), bytes);
@@ -56,11 +72,12 @@ struct Output {
     at: Va,
     base: u64,
     form: Form,
+    alignment: usize,
 }
 
 impl Output {
     fn align(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(self.alignment), 0);
     }
 
     fn offsets(&mut self, symbols: &[(String, Va)]) {

@@ -9,6 +9,6 @@ mod objects;
 
 pub use self::{
     btf::BtfWriter,
-    kallsyms::{Form, tables},
+    kallsyms::{ALIGNMENTS, Form, aligned_tables, tables},
     machine::{FACTS, Machine, Options, Spawn, offset, symbols},
 };

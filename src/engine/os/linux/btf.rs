@@ -45,6 +45,24 @@ pub struct Member {
     pub size: u64,
 }
 
+/// Where a bit field lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BitField {
+    /// Bytes from the structure's start to the byte that holds its lowest bit.
+    pub offset: u64,
+    /// The lowest bit in that byte, 0 to 7.
+    pub shift: u32,
+    /// How many bits it has, 1 to 255.
+    pub width: u32,
+}
+
+/// A member on the way to it: bits from the start of its structure, bits of a bit field or 0, its type.
+struct Found {
+    bits: u64,
+    width: u32,
+    id: u32,
+}
+
 /// Type information with an index of its structures.
 pub struct Btf<'a> {
     types: &'a [u8],
@@ -170,9 +188,22 @@ impl<'a> Btf<'a> {
     /// A member by its path (`"se.cfs_rq"`). Members of anonymous structures are found by their own name; in an array
     /// the path goes on in the first element. `None` where it does not exist or is a bit field.
     pub fn member(&self, structure: &str, path: &str) -> Option<Member> {
-        let mut id = *self.structures.get(structure.as_bytes())?;
-        let mut member = Member { offset: 0, size: 0 };
+        let found = self.walk(structure, path)?;
+        let is_whole = found.width == 0 && found.bits.is_multiple_of(8);
+        is_whole.then(|| Member { offset: found.bits / 8, size: self.size(found.id, DEPTH).unwrap_or(0) })
+    }
+
+    /// A bit field by its path, as [`Btf::member`]. `None` where it does not exist or is a member of whole bytes.
+    pub fn bit_field(&self, structure: &str, path: &str) -> Option<BitField> {
+        let found = self.walk(structure, path)?;
+        let field = BitField { offset: found.bits / 8, shift: (found.bits % 8) as u32, width: found.width };
+        (found.width != 0).then_some(field)
+    }
+
+    fn walk(&self, structure: &str, path: &str) -> Option<Found> {
+        let mut reached = Found { bits: 0, width: 0, id: *self.structures.get(structure.as_bytes())? };
         for name in path.split('.') {
+            let id = reached.id;
             let mut holder = self.resolve(id)?;
             for _ in 0..DEPTH {
                 if holder.kind() != KIND_ARRAY {
@@ -180,16 +211,14 @@ impl<'a> Btf<'a> {
                 }
                 holder = self.resolve(u32_at(self.types, holder.rest)?)?;
             }
-            let (offset, found) = self.find(holder, name.as_bytes(), DEPTH, &mut BUDGET.clone())?;
-            member.offset = member.offset.checked_add(offset)?;
-            id = found;
+            let found = self.find(holder, name.as_bytes(), DEPTH, &mut BUDGET.clone())?;
+            reached = Found { bits: reached.bits.checked_add(found.bits)?, ..found };
         }
-        member.size = self.size(id, DEPTH).unwrap_or(0);
-        Some(member)
+        Some(reached)
     }
 
-    /// A member of a structure, or of an anonymous one in it: its offset and its type.
-    fn find(&self, structure: Type, name: &[u8], depth: u32, budget: &mut u32) -> Option<(u64, u32)> {
+    /// A member of a structure, or of an anonymous one in it.
+    fn find(&self, structure: Type, name: &[u8], depth: u32, budget: &mut u32) -> Option<Found> {
         if !structure.is_structure() {
             return None;
         }
@@ -201,16 +230,15 @@ impl<'a> Btf<'a> {
             let place = u32_at(self.types, at + 8)?;
             // With the kind flag the upper byte is the width of a bit field.
             let (bits, width) = if structure.info >> 31 != 0 { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
-            let offset = u64::from(bits / 8);
-            let is_bit_field = width != 0 || bits % 8 != 0;
+            let bits = u64::from(bits);
             let own = self.strings.get(text..)?;
             if text == 0 || own.first() == Some(&0) {
                 let inner = self.resolve(id).and_then(|inner| self.find(inner, name, depth, budget));
-                if let Some((inner, id)) = inner {
-                    return Some((offset.checked_add(inner)?, id));
+                if let Some(inner) = inner {
+                    return Some(Found { bits: bits.checked_add(inner.bits)?, ..inner });
                 }
             } else if own.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0)) {
-                return (!is_bit_field).then_some((offset, id));
+                return Some(Found { bits, width, id });
             }
         }
         None

@@ -14,6 +14,7 @@ use super::{
     current::PerCpu,
     kallsyms,
     layout::{Facts, Layout},
+    module_symbols::Named,
 };
 use crate::engine::{
     addr::{Pa, Va},
@@ -113,16 +114,20 @@ where
         (Some(hot), Some(offset)) => Some(hot + offset),
         _ => symbols.lookup("current_task"),
     };
+    let offsets = per_cpu_offsets(core, &symbols, kernel_root);
+    let init_task = need("init_task")?;
+    let symbols = Arc::new(symbols);
     Ok(LinuxOs {
         version,
         base: image.base,
         root: kernel_root,
         isolated: is_isolated(core, &symbols, tables, root),
         direct_map,
-        init_task: need("init_task")?,
-        per_cpu: PerCpu { offsets: per_cpu_offsets(core, &symbols, kernel_root), current_task },
+        init_task,
+        named: Named::new(&symbols, &offsets, layout.module.is_some()),
+        per_cpu: PerCpu { offsets, current_task },
         layout,
-        symbols: Arc::new(symbols),
+        symbols,
     })
 }
 

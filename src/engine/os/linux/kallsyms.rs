@@ -1,13 +1,16 @@
 //! The kernel's own symbol table (kallsyms), found in its read-only data by structure.
 //!
-//! The tables are written by `scripts/kallsyms.c` of the kernel's source, one behind the other, each aligned to
-//! eight bytes. Their order changed in 6.4 and parts of it were backported, so the version tells nothing:
+//! The tables are written by `scripts/kallsyms.c` of the kernel's source, one behind the other. Their order changed in
+//! 6.4 and parts of it were backported, so the version tells nothing:
 //!
 //! ```text
 //! up to 6.3   offsets, relative_base, num_syms, names, markers, [seqs_of_names,] token_table, token_index
 //! from 6.4    num_syms, names, markers, token_table, token_index, offsets, relative_base, seqs_of_names
 //! newest      the same without relative_base: each offset is relative to its own address
 //! ```
+//!
+//! Each table starts at a multiple of one power of two: 8 up to 6.19, 4 from 7.0 on. The distance from the number of names
+//! to the names is that power of two, and every other gap must agree with it.
 //!
 //! What cannot be mistaken is the token table: 256 strings, of which those of the digits' codes are the digits, and
 //! behind it an index that gives the position of each. From there the markers (positions of every 256th name, rising
@@ -23,6 +26,8 @@ use crate::engine::{
 
 /// Names per marker.
 const GROUP: usize = 256;
+/// What tables may be aligned to: any power of two that holds the four bytes of the number of names, up to a page.
+const ALIGNMENTS: std::ops::RangeInclusive<u32> = 2..=12;
 /// Longest token, and longest name in codes (`KSYM_NAME_LEN` is 512).
 const LONGEST: usize = 600;
 /// Bytes that a group of names can have: each at least a length and a code.
@@ -40,8 +45,8 @@ const TEXT_SLACK: u64 = 4 << 20;
 
 /// Reads the symbols out of a stretch of kernel memory that holds the tables as a whole.
 ///
-/// `at` is the address of the stretch's first byte, `text` the address where the kernel's image starts. `None`
-/// where no table is found that fits. Names are reduced to printable ASCII.
+/// `at` is the address of the stretch's first byte, the start of a page; `text` is the address where the kernel's image
+/// starts. `None` where no table is found that fits. Names are reduced to printable ASCII.
 pub fn parse(memory: &[u8], at: Va, text: Va) -> Option<SymbolTable> {
     let mut from = 0;
     let mut steps = MOST_STEPS;
@@ -58,9 +63,16 @@ pub fn parse(memory: &[u8], at: Va, text: Va) -> Option<SymbolTable> {
 }
 
 fn read_table(memory: &[u8], at: Va, text: Va, tokens: &TokenTable, steps: &mut usize) -> Option<SymbolTable> {
-    let names =
-        find_markers(memory, tokens.start).iter().rev().find_map(|markers| Names::before(memory, markers, steps))?;
-    let offsets = Offsets::find(memory, at, text, tokens, &names)?;
+    find_markers(memory, tokens.start).iter().rev().find_map(|markers| {
+        // Names that fit their markers may still be no kernel's: then the search goes on.
+        Names::before(memory, markers, steps, |names| {
+            let offsets = Offsets::find(memory, at, text, tokens, names)?;
+            expand(memory, tokens, names, &offsets)
+        })
+    })
+}
+
+fn expand(memory: &[u8], tokens: &TokenTable, names: &Names, offsets: &Offsets) -> Option<SymbolTable> {
     // Real tables expand to two to three bytes of text for each code.
     let mut builder = SymbolTableBuilder::with_capacity(names.count, (3 * names.bytes).min(MOST_TEXT));
     let mut text_bytes = 0usize;
@@ -127,7 +139,13 @@ impl TokenTable {
         for _ in usize::from(b'0')..256 {
             end += string_at(memory, end, LONGEST)?.len() + 1;
         }
-        (end..end + 8).find_map(|index| Self::with_index(memory, digits, index))
+        let mut tried = end;
+        Self::with_index(memory, digits, end).or_else(|| {
+            ALIGNMENTS.map(|shift| end.next_multiple_of(1 << shift)).find_map(|index| {
+                let new = std::mem::replace(&mut tried, index) != index;
+                new.then(|| Self::with_index(memory, digits, index)).flatten()
+            })
+        })
     }
 
     fn with_index(memory: &[u8], digits: usize, index: usize) -> Option<Self> {
@@ -167,7 +185,7 @@ struct Markers {
 /// The runs in front of the token table, in order.
 fn find_markers(memory: &[u8], end: usize) -> Vec<Markers> {
     // Between markers and tokens there may be a sequence number of three or four bytes for each symbol.
-    let from = end.saturating_sub(16 << 20) & !7;
+    let from = end.saturating_sub(16 << 20) & !3;
     let (words, _) = memory.get(from..end).unwrap_or_default().as_chunks::<4>();
     let mut found = Vec::new();
     let mut run: Option<Markers> = None;
@@ -193,6 +211,8 @@ struct Names {
     start: usize,
     count: usize,
     bytes: usize,
+    /// What every table is aligned to.
+    alignment: usize,
 }
 
 /// The length in codes of the name at a position, and where its codes begin (lengths above 127 take two bytes).
@@ -206,19 +226,40 @@ fn name_at(memory: &[u8], at: usize) -> Option<(usize, usize)> {
 }
 
 impl Names {
-    /// The names that end where the markers begin. In front of them is their number.
-    fn before(memory: &[u8], markers: &Markers, steps: &mut usize) -> Option<Self> {
-        let latest = markers.start.checked_sub(markers.last as usize)? & !7;
-        let earliest = latest.saturating_sub(GROUP_BYTES.end as usize).max(8);
-        (earliest..=latest).rev().step_by(8).find_map(|start| {
-            *steps = steps.checked_sub(1)?;
-            let count = u32_at(memory, start - 8)? as usize;
-            let fits = count.div_ceil(GROUP) == markers.count;
-            fits.then(|| Self::check(memory, markers, start, count, steps)).flatten()
-        })
+    /// The names that end where the markers begin and are what is wanted. In front of them is their number, as far away
+    /// as the tables are aligned.
+    fn before<T>(
+        memory: &[u8],
+        markers: &Markers,
+        steps: &mut usize,
+        mut wanted: impl FnMut(&Self) -> Option<T>,
+    ) -> Option<T> {
+        let latest = markers.start.checked_sub(markers.last as usize)? & !3;
+        let earliest = latest.saturating_sub(GROUP_BYTES.end as usize).max(4);
+        for start in (earliest..=latest).rev().step_by(4) {
+            for alignment in ALIGNMENTS.map(|shift| 1 << shift).take_while(|alignment| start % alignment == 0) {
+                *steps = steps.checked_sub(1)?;
+                let Some(number) = start.checked_sub(alignment) else { break };
+                let count = u32_at(memory, number)? as usize;
+                if count.div_ceil(GROUP) == markers.count
+                    && let Some(names) = Self::check(memory, markers, start, count, alignment, steps)
+                    && let Some(found) = wanted(&names)
+                {
+                    return Some(found);
+                }
+            }
+        }
+        None
     }
 
-    fn check(memory: &[u8], markers: &Markers, start: usize, count: usize, steps: &mut usize) -> Option<Self> {
+    fn check(
+        memory: &[u8],
+        markers: &Markers,
+        start: usize,
+        count: usize,
+        alignment: usize,
+        steps: &mut usize,
+    ) -> Option<Self> {
         let mut at = start;
         for i in 0..count {
             if i % GROUP == 0 && u32_at(memory, markers.start + i / GROUP * 4)? as usize != at - start {
@@ -226,9 +267,14 @@ impl Names {
             }
             *steps = steps.checked_sub(1)?;
             let (length, codes) = name_at(memory, at)?;
+            // A name has its type at least. Zeros are what fills the gap behind the last one.
+            if length == 0 {
+                return None;
+            }
             at = codes + length;
         }
-        (at.next_multiple_of(8) == markers.start).then_some(Self { start, count, bytes: at - start })
+        let fits = at.next_multiple_of(alignment) == markers.start;
+        fits.then_some(Self { start, count, bytes: at - start, alignment })
     }
 
     /// The codes of each name.
@@ -261,11 +307,12 @@ struct Offsets {
 impl Offsets {
     fn find(memory: &[u8], at: Va, text: Va, tokens: &TokenTable, names: &Names) -> Option<Self> {
         let landmark = landmark(memory, tokens, names)?;
-        let array = (names.count * 4).next_multiple_of(8);
+        let aligned = |bytes: usize| bytes.next_multiple_of(names.alignment);
+        let array = aligned(names.count * 4);
         // In front of the number of names there is the base, in front of it the offsets.
-        let base_before = names.start.checked_sub(16);
+        let base_before = names.start.checked_sub(names.alignment + aligned(8));
         let before = base_before.and_then(|base| Some((base.checked_sub(array)?, u64_at(memory, base)?)));
-        let start_behind = tokens.end.next_multiple_of(8);
+        let start_behind = aligned(tokens.end);
         let behind = u64_at(memory, start_behind + array).map(|base| (start_behind, base));
         let with_base = [before, behind].into_iter().flatten().flat_map(|(start, base)| {
             [Form::AbsolutePerCpu(base), Form::Relative(base)].map(|form| Self { start, form })

@@ -37,7 +37,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// How long the kernel has been up (`CLOCK_BOOTTIME`), in nanoseconds, by its last tick.
     pub(super) fn uptime_ns(&self) -> Option<u64> {
         let clock = self.os.layout.clock.as_ref()?;
-        let keeper = self.os.symbols.lookup("tk_core")?;
+        let keeper = ["tk_core", "timekeeper_data"].into_iter().find_map(|name| self.os.symbols.lookup(name))?;
         let word = |offset| self.core.read_u64((keeper + offset, self.os.root)).ok();
         word(clock.seconds)?.checked_mul(1_000_000_000)?.checked_add(word(clock.to_boot)?)
     }

@@ -17,6 +17,7 @@ pub mod kallsyms;
 mod kernel;
 mod layout;
 mod maps;
+mod module_symbols;
 mod modules;
 mod sockets;
 mod syscalls;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 
 use indexmap::IndexSet;
 
-use self::{current::PerCpu, kernel::Kernel, layout::Layout};
+use self::{current::PerCpu, kernel::Kernel, layout::Layout, module_symbols::Named};
 use super::{CurrentProcess, ProcessList, SystemCall, VmiOs};
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
@@ -54,7 +55,10 @@ pub struct LinuxOs {
     init_task: Va,
     per_cpu: PerCpu,
     layout: Layout,
+    /// The kernel's own symbols: what facts are looked up in. No module can add to them.
     symbols: Arc<SymbolTable>,
+    /// What people are shown and may name.
+    named: Named,
 }
 
 impl LinuxOs {
@@ -125,8 +129,16 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
         self.root
     }
 
-    fn symbols(&self) -> &Arc<SymbolTable> {
-        &self.symbols
+    fn symbols(&self) -> Arc<SymbolTable> {
+        self.named.symbols()
+    }
+
+    fn refresh_symbols(&self, vmi: VmiSession<'_, Driver, Self>) -> bool {
+        self.kernel(vmi.core()).refresh_module_symbols()
+    }
+
+    fn missing_module<'a>(&self, place: &'a str) -> Option<&'a str> {
+        self.named.missing_module(place)
     }
 
     fn process_root(&self, root: Pa) -> Pa {

@@ -37,7 +37,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Ok((modules, truncated))
     }
 
-    fn module(&self, object: Va, hidden: bool) -> Result<Module, VmiError> {
+    /// Where all modules are, the hidden ones last.
+    pub(super) fn module_objects(&self) -> Result<Vec<Va>, VmiError> {
+        let (mut objects, _) = self.module_list()?;
+        objects.extend(self.unlisted_modules(&objects));
+        Ok(objects)
+    }
+
+    pub(super) fn module(&self, object: Va, hidden: bool) -> Result<Module, VmiError> {
         let unknown = || VmiError::os("this kernel does not tell where its list of modules is");
         let layout = self.os.layout.module.as_ref().ok_or_else(unknown)?;
         let name = self.core.read_string_limited((object + layout.name, self.os.root), LONGEST_NAME)?;

@@ -82,7 +82,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let layout = self.os.layout.system_calls.as_ref()?;
         let facts = self.os.symbols.lookup(&format!("__syscall_meta__{name}"))?;
         self.existing(facts + layout.name)?;
-        let count = u64::from(self.u32(facts + layout.count).ok()?).min(6);
+        let (at, shift, mask) = layout.count;
+        let count = u64::from(self.u32(facts + at).ok()? >> shift & mask).min(6);
         let text = |array: Va, index: u64| {
             let text = self.existing(array + index * 8)?;
             let text = self.core.read_string_limited((text, self.os.root), MOST_NAME).ok()?;

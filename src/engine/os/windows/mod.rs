@@ -256,8 +256,8 @@ where
         self.root
     }
 
-    fn symbols(&self) -> &Arc<SymbolTable> {
-        &self.symbols
+    fn symbols(&self) -> Arc<SymbolTable> {
+        Arc::clone(&self.symbols)
     }
 
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {

@@ -67,6 +67,20 @@ impl<'a> Facts<'a> {
         known.or_else(|| self.btf.as_ref()?.member(structure, path).map(|member| member.offset))
     }
 
+    /// A number of whole bytes or of some bits, by where its lowest byte is, how far its lowest bit is up, and what is
+    /// left of it then.
+    pub(super) fn number(&self, structure: &str, path: &str) -> Option<(u64, u32, u32)> {
+        let bits = || self.btf.as_ref()?.bit_field(structure, path).filter(|field| field.shift + field.width <= 32);
+        let mask = |width: u32| u32::MAX >> 32u32.saturating_sub(width).min(31);
+        let field = || bits().map(|field| (field.offset, field.shift, mask(field.width)));
+        self.at(structure, path).map(|offset| (offset, 0, u32::MAX)).or_else(field)
+    }
+
+    /// The size of a structure in bytes, where it is known.
+    pub(super) fn size_of(&self, structure: &str) -> Option<u64> {
+        self.btf.as_ref()?.size_of(structure)
+    }
+
     /// The size of a member in bytes, where it is known.
     pub(super) fn bytes(&self, structure: &str, path: &str) -> Option<u64> {
         self.btf.as_ref()?.member(structure, path).map(|member| member.size)

@@ -108,9 +108,10 @@ impl Pids {
     }
 }
 
-/// The kernel's clocks, in the variable `tk_core` (`kernel/time/timekeeping.c`).
+/// The kernel's clocks, in the variable `tk_core`, or from 6.17 on in the first of `timekeeper_data`
+/// (`kernel/time/timekeeping.c`).
 pub(super) struct Clock {
-    /// `timekeeper.ktime_sec`: seconds of `CLOCK_MONOTONIC`, from the start of `tk_core` on.
+    /// `timekeeper.ktime_sec`: seconds of `CLOCK_MONOTONIC`, from the start of the variable on.
     pub(super) seconds: u64,
     /// `timekeeper.offs_boot`: what `CLOCK_BOOTTIME` is ahead, nanoseconds.
     pub(super) to_boot: u64,
@@ -202,7 +203,8 @@ impl Namespaces {
 /// What is traced of a system call (`include/trace/syscall.h`).
 pub(super) struct SystemCalls {
     pub(super) name: u64,
-    pub(super) count: u64,
+    /// Where it is, how far to shift it, and what is left of it: a whole number up to 6.18, seven bits of it from 6.19 on.
+    pub(super) count: (u64, u32, u32),
     pub(super) types: u64,
     pub(super) names: u64,
 }
@@ -211,7 +213,7 @@ impl SystemCalls {
     fn new(facts: &Facts<'_>) -> Option<Self> {
         Some(Self {
             name: facts.at("syscall_metadata", "name")?,
-            count: facts.at("syscall_metadata", "nb_args")?,
+            count: facts.number("syscall_metadata", "nb_args")?,
             types: facts.at("syscall_metadata", "types")?,
             names: facts.at("syscall_metadata", "args")?,
         })
