@@ -9,6 +9,7 @@ mod live;
 use std::{
     fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command as Program, Stdio},
 };
 
@@ -16,8 +17,9 @@ use crossterm::event::KeyCode;
 use live::{
     bytes::Code,
     dashboard::Dashboard,
-    guest::{Guest, Job, Options},
+    guest::{Guest, Job, Options, skip},
     lab::{self, Run},
+    plain::{Client, Kind},
     processes::processes_agree,
 };
 use vmscope::engine::{
@@ -31,26 +33,63 @@ use vmscope::engine::{
 const QUIET: [&str; 4] = ["__x64_sys_sethostname", "__x64_sys_reboot", "__x64_sys_swapon", "__x64_sys_swapoff"];
 
 macro_rules! scenarios {
-    ($($run:ident $name:ident $body:expr;)*) => {
+    ($run:ident: $($name:ident $body:expr;)*) => {
         $(
             #[test]
             fn $name() {
-                lab::scenario(Run::$run, stringify!($name), || $body);
+                let name = concat!(module_path!(), "::", stringify!($name));
+                lab::scenario(Run::$run, name.trim_start_matches("live_kvm::"), || $body);
             }
         )*
     };
 }
 
-scenarios! {
-    Smoke hits_are_exact_on_1_vcpu exact_hits(1);
-    Smoke hits_are_exact_on_2_vcpus exact_hits(2);
-    Whole hits_are_exact_on_4_vcpus exact_hits(4);
-    Smoke the_fifth_breakpoint_is_an_int3_of_the_kernel_or_none fifth();
-    Smoke kill_9_leaves_no_byte kill_9();
-    Smoke a_paused_guest_steps_also_out_of_hlt pause_and_step();
-    Smoke a_page_is_seen_to_come_and_go watch();
-    Whole a_reset_takes_nothing_along reset();
+/// Every run of `scripts/test`.
+mod smoke {
+    use super::*;
+
+    scenarios! {
+        Smoke:
+        hits_are_exact_on_1_vcpu exact_hits(1);
+        hits_are_exact_on_2_vcpus exact_hits(2);
+        the_fifth_breakpoint_is_an_int3_of_the_kernel_or_none fifth();
+        kill_9_leaves_no_byte kill_9();
+        a_paused_guest_steps_also_out_of_hlt pause_and_step();
+        a_page_is_seen_to_come_and_go watch();
+    }
 }
+
+/// `scripts/test --long`.
+mod whole {
+    use super::*;
+
+    scenarios! {
+        Whole:
+        hits_are_exact_on_4_vcpus exact_hits(4);
+        a_reset_takes_nothing_along reset();
+        time_for_a_hit_is_near_the_plainest_clients ratio();
+        memory_is_anonymous memory(&[]);
+        memory_is_in_huge_pages with_huge_pages(|| memory(&[]));
+        memory_is_a_memfd memory(&["-object", "memory-backend-memfd,id=ram,size=128M,share=on", "-machine", PC]);
+        memory_is_a_file
+            memory(&["-object", "memory-backend-file,id=ram,size=128M,share=on,mem-path=/dev/shm/f", "-machine", PC]);
+        memory_is_a_private_file
+            memory(&["-object", "memory-backend-file,id=ram,size=128M,share=off,mem-path=/dev/shm/p", "-machine", PC]);
+        memory_is_hugetlb with_hugetlb(|| {
+            memory(&["-object", "memory-backend-memfd,id=ram,size=128M,hugetlb=on,hugetlbsize=2M", "-machine", PC]);
+        });
+        the_machine_is_a_q35 reads_and_hits(&Options { more: &["-machine", "q35"], smp: 2, ..lab::options() });
+        the_processor_is_an_epyc reads_and_hits(&Options { cpu: "EPYC", ..lab::options() });
+        the_processor_is_a_kvm64 reads_and_hits(&Options { cpu: "kvm64", ..lab::options() });
+        the_kernel_isolates_its_page_tables
+            reads_and_hits(&Options { append: "pti=on tsc=reliable random.trust_cpu=on", ..lab::options() });
+        the_kernel_is_6_1 reads_and_hits(&Options { kernel: "6.1", ..lab::options() });
+        nested_paging_is_off without_nested_paging(|| reads_and_hits(&lab::options()));
+    }
+}
+
+/// A machine whose memory is the backend `ram`.
+const PC: &str = "pc,memory-backend=ram";
 
 fn boot(options: &Options) -> Guest {
     Guest::boot(options).expect("a guest under KVM")
@@ -361,5 +400,97 @@ fn reset() {
     dashboard.close();
     code.is_as_it_was();
     assert!(!code.has_int3_at(row.pa.expect("a physical address").0), "the INT3 went with vmscope");
+    assert_eq!(guest.status(), "running");
+}
+
+/// The process list, and twenty opens that are twenty hits.
+fn reads_and_hits(options: &Options) {
+    let mut guest = boot(options);
+    let code = Code::of(&mut guest);
+    let dashboard = open(&guest);
+    processes_agree(&mut guest, &dashboard);
+    let row = set(&dashboard, "do_sys_openat2");
+    open_files(&mut guest, options.smp, 20);
+    hits_are(&dashboard, &row, u64::from(20 * options.smp));
+    dashboard.close();
+    code.is_as_it_was();
+    assert_eq!(guest.status(), "running");
+    open_files(&mut guest, options.smp, 3);
+}
+
+fn memory(more: &'static [&'static str]) {
+    reads_and_hits(&Options { more, ..lab::options() });
+}
+
+/// Every anonymous page of QEMU may be a huge one.
+fn with_huge_pages(body: impl FnOnce()) {
+    let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let before = fs::read_to_string(setting).expect("a kernel with transparent huge pages");
+    let before = before.split(['[', ']']).nth(1).expect("the one in brackets is in force").to_owned();
+    fs::write(setting, "always").expect("the lab's root may");
+    body();
+    fs::write(setting, before).expect("the lab's root may");
+}
+
+/// Enough huge pages are set aside for a guest of 128 MiB.
+fn with_hugetlb(body: impl FnOnce()) {
+    let setting = "/proc/sys/vm/nr_hugepages";
+    fs::write(setting, "72").expect("the lab's root may");
+    assert_eq!(fs::read_to_string(setting).expect("a number").trim(), "72", "the host has huge pages to spare");
+    body();
+    fs::write(setting, "0").expect("the lab's root may");
+}
+
+/// KVM keeps shadow page tables. Only in the lab, where the module is a file and nobody else has a guest.
+fn without_nested_paging(body: impl FnOnce()) {
+    let load = |parameter: &str| {
+        let reload = format!("rmmod kvm-amd && insmod /lib/modules/kvm-amd.ko {parameter}");
+        let done = Program::new("sh").args(["-c", &reload]).status().expect("sh can be run");
+        assert!(done.success(), "kvm-amd could not be loaded with {parameter}");
+        fs::read_to_string("/sys/module/kvm_amd/parameters/npt").expect("the module's parameter").trim().to_owned()
+    };
+    if !Path::new("/lib/modules/kvm-amd.ko").exists() {
+        return skip("nested paging can be switched off in the lab only");
+    }
+    assert_eq!(load("npt=0"), "N");
+    body();
+    assert_eq!(load("npt=1"), "Y");
+}
+
+/// How long the guest takes for so many opens, in seconds, by its own clock.
+fn seconds_for(guest: &mut Guest, count: u32) -> f64 {
+    let said = guest.sh(&format!("work open {count}"));
+    said.split(' ').nth(1).and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+}
+
+/// What a hit costs the guest with vmscope, over what it costs with the plainest client; in one run, on one guest.
+fn ratio() {
+    const COUNT: u32 = 200;
+    let mut guest = boot(&Options { plain: false, ..lab::options() });
+    let code = Code::of(&mut guest);
+    let line = guest.sh("grep ' do_sys_openat2$' /proc/kallsyms");
+    let address = u64::from_str_radix(line.split(' ').next().unwrap_or_default(), 16).expect("an address");
+    let bare = seconds_for(&mut guest, COUNT);
+    let each = |seconds: f64| (seconds - bare) * 1e3 / f64::from(COUNT);
+
+    let start = StartOptions { storm_limit: Some(1_000_000), ..StartOptions::default() };
+    for kind in [Kind::Hardware, Kind::Software] {
+        let client = Client::at(&guest.gdb_socket(), address, kind);
+        let plain = each(seconds_for(&mut guest, COUNT));
+        assert_eq!(client.leave(), COUNT, "the plain client counts every hit");
+
+        let dashboard = Dashboard::open(&guest, false, start.clone());
+        dashboard.wait("the kernel", |s| s.status == Status::Running && !s.processes.is_empty());
+        if kind == Kind::Software {
+            QUIET.iter().for_each(|place| drop(set(&dashboard, place)));
+        }
+        let row = set(&dashboard, "do_sys_openat2");
+        let ours = each(seconds_for(&mut guest, COUNT));
+        hits_are(&dashboard, &row, u64::from(COUNT));
+        dashboard.close();
+        code.is_as_it_was();
+        let ratio = ours / plain;
+        println!("{kind:?}: a hit costs {ours:.2} ms with vmscope, {plain:.2} ms with the plainest client: {ratio:.2}");
+    }
     assert_eq!(guest.status(), "running");
 }

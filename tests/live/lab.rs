@@ -120,8 +120,7 @@ impl Lab {
 
     /// Runs a test of this program in L1.
     fn run(&self, name: &str) {
-        let line =
-            format!("VMSCOPE_CACHE=/s/cache {VARIABLE}=here live_kvm --exact {name} --nocapture --test-threads 1");
+        let line = format!("{VARIABLE}=here live_kvm --exact {name} --nocapture --test-threads 1");
         let ran = self.shell(&line);
         let (Ok(said) | Err(said)) = &ran;
         // The lines of the test program in L1 would be counted as this one's.
