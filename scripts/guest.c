@@ -5,6 +5,7 @@
 // (`ready ...`) once what they promise exists, and end when their standard input does or when they are killed.
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -94,6 +95,23 @@ static void work_map(void) {
         } else {
             say("unknown");
         }
+    }
+}
+
+static volatile unsigned long calls;
+
+// What `work calls` calls, and nothing else does.
+__attribute__((noinline)) static void called(void) { calls++; }
+
+// For each line N that it reads, calls one function N times; says first where that function is.
+static void work_calls(void) {
+    char line[64];
+    printf("ready %d %p\n", getpid(), (void *)called);
+    fflush(stdout);
+    while (read_command(line, sizeof line) && strcmp(line, "exit")) {
+        for (long n = atol(line); n > 0; n--) called();
+        printf("called %lu\n", calls);
+        fflush(stdout);
     }
 }
 
@@ -285,11 +303,47 @@ static void work_missing(long count) {
     }
 }
 
+// The physical frames of every program's code that is in memory, as FIRST+COUNT in hexadecimal: those that executable
+// mappings of files show (proc(5), pagemap: bit 63 present, bit 61 a page of a file or shared).
+static void work_text(void) {
+    DIR *proc = opendir("/proc");
+    if (!proc) fail("/proc");
+    struct dirent *entry;
+    while ((entry = readdir(proc))) {
+        char path[64], line[512], permissions[8];
+        unsigned long start, end, inode;
+        snprintf(path, sizeof path, "/proc/%d/maps", atoi(entry->d_name));
+        FILE *maps = fopen(path, "r");
+        snprintf(path, sizeof path, "/proc/%d/pagemap", atoi(entry->d_name));
+        int pagemap = maps ? open(path, O_RDONLY) : -1;
+        while (pagemap >= 0 && fgets(line, sizeof line, maps)) {
+            if (sscanf(line, "%lx-%lx %7s %*s %*s %lu", &start, &end, permissions, &inode) != 4) continue;
+            if (permissions[2] != 'x' || !inode) continue;
+            unsigned long first = 0, count = 0;
+            for (unsigned long at = start; at <= end; at += 4096) {
+                unsigned long page = 0;
+                if (at < end && pread(pagemap, &page, 8, at / 4096 * 8) != 8) break;
+                unsigned long frame = page >> 63 && page >> 61 & 1 ? page & ((1UL << 55) - 1) : 0;
+                if (count && frame == first + count) {
+                    count++;
+                    continue;
+                }
+                if (count) printf("%lx+%lx\n", first, count);
+                first = frame, count = frame != 0;
+            }
+        }
+        if (pagemap >= 0) close(pagemap);
+        if (maps) fclose(maps);
+    }
+    closedir(proc);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     long count = argc > 2 ? atol(argv[2]) : 0;
     if (!strcmp(what, "open")) work_open(count);
     else if (!strcmp(what, "map")) work_map();
+    else if (!strcmp(what, "calls")) work_calls();
     else if (!strcmp(what, "mm")) work_mm(count);
     else if (!strcmp(what, "cpu")) work_cpu(count);
     else if (!strcmp(what, "sleepers")) work_sleepers(count);
@@ -298,8 +352,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "hostile-name")) work_hostile_name();
     else if (!strcmp(what, "threads")) work_threads(count);
     else if (!strcmp(what, "missing")) work_missing(count);
+    else if (!strcmp(what, "text")) work_text();
     else {
-        fputs("usage: work open N | map | mm N | cpu N | sleepers N | churn [N] | reach [N] | hostile-name | threads N | missing N\n", stderr);
+        fputs("usage: work open N | map | calls | mm N | cpu N | sleepers N | churn [N] | reach [N] | hostile-name | threads N | missing N | text\n", stderr);
         return 2;
     }
     return 0;

@@ -41,11 +41,27 @@ pub struct Options {
     pub plain: bool,
     /// `system` (the QEMU in `PATH`) or `backport` (QEMU 10).
     pub qemu: &'static str,
+    /// `tcg`, or `kvm` where that can be used.
+    pub accel: &'static str,
+    /// More words for the kernel's command line.
+    pub append: &'static str,
+    /// More options for QEMU.
+    pub more: &'static [&'static str],
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { kernel: "6.12", cpu: "default", smp: 1, memory: "512M", plain: false, qemu: "system" }
+        Options {
+            kernel: "6.12",
+            cpu: "default",
+            smp: 1,
+            memory: "512M",
+            plain: false,
+            qemu: "system",
+            accel: "tcg",
+            append: "",
+            more: &[],
+        }
     }
 }
 
@@ -113,10 +129,12 @@ impl Guest {
         let mut command = script();
         command.args(["--no-wait", "--control", "--kernel", options.kernel, "--cpu", options.cpu]);
         command.args(["--smp", &options.smp.to_string(), "--memory", options.memory, "--qemu", options.qemu]);
+        command.args(["--accel", options.accel, "--append", options.append]);
         command.arg("--dir").arg(&dir);
         if options.plain {
             command.arg("--plain");
         }
+        command.arg("--").args(options.more);
         let output = command.output().expect("scripts/guest can be run");
         let said = String::from_utf8_lossy(&output.stderr);
         match output.status.code() {
