@@ -61,7 +61,7 @@ pub(super) fn without_socket(arguments: &[String]) -> String {
     let name = command_line::name(arguments).map(|name| clean(&name, 60));
     match name {
         Some(name) if command_line::is_libvirts(arguments) => format!(
-            "libvirt holds its QMP: use 'vmscope libvirt {}', or give the domain a socket of its own with <qemu:commandline>",
+            "libvirt holds its QMP: watch it with vmscope libvirt {}, or give the domain a socket of its own with <qemu:commandline>",
             quoted(&name)
         ),
         _ if command_line::has_descriptor(arguments) => {

@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(rows[2].obstacle, Some(format!("shut off: start it with 'virsh -c qemu:///system start {other}'")));
         // Where libvirt cannot be asked, its guests are known by their command lines.
         let rows = merged(vec![process(7, &libvirts("web"), vec![])], &Listing::default(), &|_| Vec::new());
-        assert!(rows[0].obstacle.as_deref().is_some_and(|why| why.contains("'vmscope libvirt web'")), "{rows:?}");
+        assert!(rows[0].obstacle.as_deref().is_some_and(|why| why.contains("vmscope libvirt web")), "{rows:?}");
         // A domain whose process is nowhere to be seen.
         let rows = merged(Vec::new(), &listing, &|_| Vec::new());
         assert!(rows[0].obstacle.as_deref().is_some_and(|why| why.contains("cannot be seen")), "{rows:?}");

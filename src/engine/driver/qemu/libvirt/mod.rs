@@ -113,19 +113,27 @@ pub fn find(name: &str, uri: Option<&str>) -> Result<Found, VmiError> {
     }
     let shown = clean(name, 60);
     let (mut off, mut without, mut failures) = (None, Vec::new(), Vec::new());
+    let mut absent = uri.is_none() && uris.len() > 1;
     for uri in &uris {
         match look_up(name, uri) {
             Ok(Some((domain, true))) => return with_process(domain),
             Ok(Some((domain, false))) => off = off.or(Some(domain)),
             Ok(None) => without.push(uri.as_str()),
             Err(failure @ Failure::Missing) => return Err(VmiError::Invalid(cannot_ask(uri, failure))),
-            Err(failure) => failures.push(cannot_ask(uri, failure)),
+            Err(failure) => {
+                absent &= failure.is_absent();
+                failures.push(cannot_ask(uri, failure));
+            }
         }
     }
     Err(VmiError::Invalid(match (off, without.as_slice(), failures.as_slice()) {
         (Some(domain), ..) => format!(
             "the libvirt domain '{}' is shut off: start it with 'virsh -c {} start {}', then watch it",
             domain.name, domain.uri, domain.uuid
+        ),
+        (None, [], _) if absent => format!(
+            "no libvirt runs here, neither {}: start its daemon (libvirtd or virtqemud), or give its address with --connect",
+            uris.join(" nor ")
         ),
         (None, [], failures) => failures.join("; "),
         (None, without, failures) => {

@@ -32,6 +32,17 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether there is no libvirt to ask, which most machines do not have.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Self::Missing => true,
+            Self::Refused(why) | Self::Ended(why) => {
+                ["No such file", "Connection refused", "runtime directory"].iter().any(|word| why.contains(word))
+            }
+            Self::Broken(_) => false,
+        }
+    }
+
     fn of(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound => Self::Missing,
@@ -174,5 +185,13 @@ mod tests {
         let said = "error: failed to connect to the hypervisor\nerror: no \u{1b}[2J socket\n\n";
         assert_eq!(message(said), "failed to connect to the hypervisor: no \u{241b}[2J socket");
         assert_eq!(message("\n"), "virsh gives no reason");
+    }
+
+    #[test]
+    fn a_libvirt_that_is_not_there_is_no_error() {
+        assert!(Failure::Missing.is_absent());
+        assert!(Failure::Refused("failed to connect: '/run/s': No such file or directory".into()).is_absent());
+        assert!(!Failure::Refused("'/run/s': Permission denied".into()).is_absent());
+        assert!(!Failure::Broken("virsh does not answer".into()).is_absent());
     }
 }
