@@ -10,7 +10,7 @@ mod channel;
 mod command_line;
 mod control;
 mod cpu_text;
-mod descriptor;
+pub mod descriptor;
 mod events;
 mod exception;
 #[cfg(feature = "fuzzing")]

@@ -175,6 +175,8 @@ impl Qmp {
             None => self.stream.send(text.as_bytes(), deadline),
         };
         if let Err(error) = sent {
+            // What it has said before may tell why.
+            while self.message(Instant::now())?.is_some() {}
             return Err(self.give_up(&error));
         }
         loop {
