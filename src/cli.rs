@@ -106,6 +106,8 @@ pub enum Guest {
     Demo(Demo),
     /// A running QEMU: the only one on this machine, or one named by its QMP socket or process id
     Qemu(Qemu),
+    /// A domain of libvirt's, with no change to it
+    Libvirt(Libvirt),
     /// List what can be watched on this host, and how
     Guests {
         /// As JSON, for scripts
@@ -171,6 +173,24 @@ pub struct Qemu {
     pub memory: Option<PathBuf>,
 }
 
+/// A libvirt domain.
+#[derive(Args, Clone, Debug, Default)]
+#[command(
+    after_help = "Without --connect, LIBVIRT_DEFAULT_URI names the libvirt, else qemu:///system and qemu:///session are asked. The domain \
+                  has to run on this machine. libvirt marks it as tainted (custom-monitor) until it is started anew."
+)]
+pub struct Libvirt {
+    /// Repeatable options behind the command; [`Cli::lists`] has them all.
+    #[command(flatten)]
+    lists: Lists,
+    /// The domain's name, id or UUID
+    #[arg(value_name = "DOMAIN")]
+    pub domain: String,
+    /// libvirt's address, for example qemu:///session
+    #[arg(long, value_name = "URI")]
+    pub connect: Option<String>,
+}
+
 /// What the guardian process is told; the driver that starts it defines the words.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Guardian {
@@ -195,7 +215,10 @@ impl Cli {
         T: Into<OsString> + Clone,
     {
         let mut cli = Self::try_parse_from(arguments)?;
-        if let Some(Guest::Demo(Demo { lists, .. }) | Guest::Qemu(Qemu { lists, .. })) = &mut cli.guest {
+        if let Some(
+            Guest::Demo(Demo { lists, .. }) | Guest::Qemu(Qemu { lists, .. }) | Guest::Libvirt(Libvirt { lists, .. }),
+        ) = &mut cli.guest
+        {
             cli.lists.screenshot.append(&mut lists.screenshot);
             cli.lists.breaks.append(&mut lists.breaks);
             cli.lists.watches.append(&mut lists.watches);
@@ -289,6 +312,7 @@ mod tests {
             ("vmscope --watch main@x", "process id"),
             ("vmscope qemu --pid 7 --qmp unix:/q", "cannot be used with"),
             ("vmscope qemu --pid x", "invalid"),
+            ("vmscope libvirt", "<DOMAIN>"),
             ("vmscope xen", "unrecognized"),
         ] {
             let error = refused(line);

@@ -10,13 +10,16 @@ use crate::engine::driver::{
 /// What there is on this host.
 struct Host {
     qemu: Vec<Running>,
+    /// A sentence for each libvirt that could not be asked.
+    libvirt: Vec<String>,
     /// `None` where Xen does not run.
     xen: Option<Result<Vec<Domain>, String>>,
 }
 
 /// The list as text, or as JSON for scripts.
 pub fn list(as_json: bool) -> String {
-    let host = Host { qemu: running(), xen: domains() };
+    let (qemu, libvirt) = running();
+    let host = Host { qemu, libvirt, xen: domains() };
     if as_json { format!("{:#}\n", json_of(&host)) } else { text_of(&host) }
 }
 
@@ -26,8 +29,11 @@ fn json_of(host: &Host) -> Value {
             "pid": guest.pid,
             "name": guest.name,
             "qmp": guest.qmp,
+            "libvirt": guest.domain.as_ref().map(|domain| {
+                json!({ "uri": domain.uri, "uuid": domain.uuid, "running": domain.running })
+            }),
             "obstacle": guest.obstacle,
-            "command": guest.command(),
+            "command": guest.command,
         })
     });
     let domain = |domain: &Domain| json!({ "id": domain.id, "name": domain.name });
@@ -38,7 +44,7 @@ fn json_of(host: &Host) -> Value {
         }
         Some(Err(why)) => json!({ "present": true, "domains": [], "error": why }),
     };
-    json!({ "qemu": qemu.collect::<Vec<_>>(), "xen": xen })
+    json!({ "qemu": qemu.collect::<Vec<_>>(), "libvirt": { "errors": host.libvirt }, "xen": xen })
 }
 
 fn text_of(host: &Host) -> String {
@@ -49,13 +55,21 @@ fn text_of(host: &Host) -> String {
         let titles = ["PID", "NAME", "QMP", "WATCH IT WITH"].map(str::to_owned);
         let rows = host.qemu.iter().map(|guest| {
             [
-                guest.pid.to_string(),
+                guest.pid.map_or_else(|| "-".into(), |pid| pid.to_string()),
                 guest.name.clone().unwrap_or_else(|| "-".into()),
-                guest.qmp.first().cloned().unwrap_or_else(|| "-".into()),
-                guest.command().or_else(|| guest.obstacle.clone()).unwrap_or_default(),
+                guest
+                    .qmp
+                    .first()
+                    .cloned()
+                    .or_else(|| Some(guest.domain.as_ref()?.uri.clone()))
+                    .unwrap_or_else(|| "-".into()),
+                guest.command.clone().or_else(|| guest.obstacle.clone()).unwrap_or_default(),
             ]
         });
         text.push_str(&table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>()));
+    }
+    for error in &host.libvirt {
+        text.push_str(&format!("{error}\n"));
     }
     match &host.xen {
         None => text.push_str("No Xen runs here.\n"),
@@ -83,16 +97,27 @@ fn table(rows: &[[String; 4]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::driver::qemu::libvirt::Listed;
 
     fn host() -> Host {
         let guest = |pid, name: Option<&str>, obstacle: Option<&str>| Running {
-            pid,
+            pid: Some(pid),
             name: name.map(str::to_owned),
             qmp: if obstacle.is_some() { Vec::new() } else { vec!["unix:/run/q".into()] },
+            domain: None,
             obstacle: obstacle.map(str::to_owned),
+            command: obstacle.is_none().then(|| format!("vmscope qemu --pid {pid}")),
+        };
+        let off = Listed { uri: "qemu:///system".into(), uuid: "u".into(), name: "off".into(), running: false };
+        let off = Running {
+            name: Some("off".into()),
+            domain: Some(off),
+            obstacle: Some("shut off".into()),
+            ..Running::default()
         };
         Host {
-            qemu: vec![guest(7, Some("web"), None), guest(1234, None, Some("no QMP socket"))],
+            qemu: vec![guest(7, Some("web"), None), guest(1234, None, Some("no QMP socket")), off],
+            libvirt: vec!["asking libvirt at qemu:///session: no".into()],
             xen: Some(Ok(vec![Domain { id: 0, name: "Domain-0".into() }])),
         }
     }
@@ -101,13 +126,15 @@ mod tests {
     fn each_guest_has_its_command_or_what_is_in_the_way() {
         assert_eq!(
             text_of(&host()),
-            "PID   NAME  QMP          WATCH IT WITH\n\
-             7     web   unix:/run/q  vmscope qemu --pid 7\n\
-             1234  -     -            no QMP socket\n\
+            "PID   NAME  QMP             WATCH IT WITH\n\
+             7     web   unix:/run/q     vmscope qemu --pid 7\n\
+             1234  -     -               no QMP socket\n\
+             -     off   qemu:///system  shut off\n\
+             asking libvirt at qemu:///session: no\n\
              Domains of Xen, which this vmscope cannot watch yet:\n  0 Domain-0\n\
              The built-in guest is always there: vmscope demo\n"
         );
-        let empty = text_of(&Host { qemu: Vec::new(), xen: None });
+        let empty = text_of(&Host { qemu: Vec::new(), libvirt: Vec::new(), xen: None });
         assert!(empty.contains("No QEMU runs here") && empty.contains("No Xen runs here"), "{empty}");
     }
 
@@ -117,7 +144,9 @@ mod tests {
         assert_eq!(json["qemu"][0]["command"], "vmscope qemu --pid 7");
         assert_eq!(json["qemu"][1]["command"], Value::Null);
         assert_eq!(json["qemu"][1]["obstacle"], "no QMP socket");
+        assert_eq!(json["qemu"][2]["libvirt"], json!({ "uri": "qemu:///system", "uuid": "u", "running": false }));
+        assert_eq!(json["libvirt"]["errors"][0], "asking libvirt at qemu:///session: no");
         assert_eq!(json["xen"]["domains"][0]["name"], "Domain-0");
-        assert_eq!(json_of(&Host { qemu: Vec::new(), xen: None })["xen"]["present"], false);
+        assert_eq!(json_of(&Host { qemu: Vec::new(), libvirt: Vec::new(), xen: None })["xen"]["present"], false);
     }
 }

@@ -14,7 +14,7 @@ use vmscope::{
         start::{self, Wishes},
         terminal,
     },
-    cli::{Cli, Demo, Guest, Qemu},
+    cli::{Cli, Demo, Guest, Libvirt, Qemu},
     engine::{
         command::Engine,
         driver::qemu::{self, QemuOptions},
@@ -128,6 +128,9 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
         Some(Guest::Demo(demo)) => start_demo(demo, options),
         Some(Guest::Qemu(Qemu { qmp, pid, gdb, memory, .. })) => {
             worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, ..QemuOptions::default() }, options)
+        }
+        Some(Guest::Libvirt(Libvirt { domain, connect, .. })) => {
+            worker::start_qemu(QemuOptions { domain: Some(domain), connect, ..QemuOptions::default() }, options)
         }
         Some(Guest::Guardian(_) | Guest::Guests { .. } | Guest::Completions { .. } | Guest::Man) => {
             Err("this command watches no guest".into())

@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     os::unix::{
         fs::FileExt,
         net::{UnixListener, UnixStream},
@@ -19,9 +19,11 @@ use std::{
 
 use serde_json::{Value, json};
 use vmscope::engine::{
-    driver::qemu::{QemuDriver, QemuOptions},
+    driver::qemu::{QemuDriver, QemuOptions, descriptor},
     error::VmiError,
 };
+
+use crate::devices::Devices;
 
 /// Where the tests' breakpoint is, in guest-virtual and in guest-physical memory.
 pub const BREAKPOINT: u64 = 0xffff_ffff_8100_0010;
@@ -92,6 +94,8 @@ pub struct Machine {
     gdb: Option<UnixStream>,
     /// Where the stub listens.
     pub gdb_address: Option<String>,
+    /// Descriptors and character devices that it was given; `None` is a QEMU that takes none.
+    pub devices: Option<Devices>,
     qmp: Vec<UnixStream>,
     selected: usize,
     aimed: usize,
@@ -163,6 +167,7 @@ impl Fake {
             frame: [0; 6],
             gdb: None,
             gdb_address: None,
+            devices: None,
             qmp: Vec::new(),
             selected: 0,
             aimed: 0,
@@ -533,14 +538,27 @@ impl Machine {
                 self.log.push(line.to_owned());
                 self.gdb = None;
                 self.gdb_address = None;
+                self.devices.iter_mut().for_each(Devices::end_stub);
                 "Disabled gdbserver\r\n".to_owned()
+            }
+            _ if line.starts_with("gdbserver chardev:") => {
+                let label = line.strip_prefix("gdbserver chardev:").unwrap_or_default();
+                match self.devices.as_mut().and_then(|devices| devices.start_stub(label)) {
+                    Some(stream) => {
+                        self.log.push("gdbserver chardev".to_owned());
+                        serve_gdb(shared, move || Some(stream));
+                        format!("Waiting for gdb connection on device 'chardev:{label}'\r\n")
+                    }
+                    None => format!("Could not open gdbserver on device 'chardev:{label}'\r\n"),
+                }
             }
             _ => match line.strip_prefix("gdbserver unix:") {
                 Some(_) if self.gdb_address.is_some() => "duplicate yank instance\r\n".to_owned(),
                 Some(rest) => {
                     self.log.push("gdbserver".to_owned());
                     let path = rest.split(',').next().expect("a path").to_owned();
-                    serve_gdb(shared, UnixListener::bind(&path).expect("a socket"));
+                    let listener = UnixListener::bind(&path).expect("a socket");
+                    serve_gdb(shared, move || Some(listener.accept().ok()?.0));
                     self.gdb_address = Some(path);
                     "Waiting for gdb connection\r\n".to_owned()
                 }
@@ -557,6 +575,7 @@ impl Machine {
             "query-kvm" => json!({ "enabled": self.kvm, "present": true }),
             "query-cpus-fast" => json!([{ "cpu-index": 0 }, { "cpu-index": 1 }]),
             "query-status" => json!({ "running": self.running, "status": self.status }),
+            "query-chardev" if self.devices.as_ref().is_some_and(Devices::any) => self.devices.as_ref()?.query(),
             "query-chardev" => match (&self.gdb_address, self.stub_is_taken) {
                 (_, true) => json!([{ "label": "gdb", "filename": "unix:/run/gdb,server=on" }]),
                 (Some(path), _) => {
@@ -579,7 +598,7 @@ impl Machine {
                 let vcpu = arguments.get("cpu-index").and_then(Value::as_u64).unwrap_or(0);
                 Value::String(self.human(&line, shared, vcpu as usize))
             }
-            _ => return None,
+            _ => return self.devices.as_mut()?.execute(command, arguments),
         })
     }
 }
@@ -599,8 +618,17 @@ fn serve_qmp((machine, changed): &Shared, stream: UnixStream) {
         json!({ "QMP": { "version": { "qemu": { "major": 7, "minor": 2, "micro": 22 } }, "capabilities": [] } });
     let _ = out.write_all((greeting.to_string() + "\r\n").as_bytes());
     machine.lock().expect("no panic").qmp.push(stream.try_clone().expect("a socket"));
-    for line in BufReader::new(stream).lines().map_while(Result::ok) {
-        let request: Value = serde_json::from_str(&line).expect("JSON");
+    let mut received = Vec::new();
+    loop {
+        let Some(end) = received.iter().position(|&byte| byte == b'\n') else {
+            let Ok(passed) = descriptor::receive(&stream, &mut received) else { return };
+            if let (Some(passed), Some(devices)) = (passed, &mut machine.lock().expect("no panic").devices) {
+                devices.passed = Some(passed);
+            }
+            continue;
+        };
+        let line: Vec<u8> = received.drain(..=end).collect();
+        let request: Value = serde_json::from_slice(&line).expect("JSON");
         let command = request["execute"].as_str().expect("a command");
         let mut guard = machine.lock().expect("no panic");
         if guard.silent {
@@ -617,10 +645,10 @@ fn serve_qmp((machine, changed): &Shared, stream: UnixStream) {
     }
 }
 
-fn serve_gdb((machine, changed): &Shared, listener: UnixListener) {
+fn serve_gdb((machine, changed): &Shared, connect: impl FnOnce() -> Option<UnixStream> + Send + 'static) {
     let (machine, changed) = (Arc::clone(machine), Arc::clone(changed));
     thread::spawn(move || {
-        let Ok((mut stream, _)) = listener.accept() else { return };
+        let Some(mut stream) = connect() else { return };
         {
             let mut machine = machine.lock().expect("no panic");
             machine.gdb = stream.try_clone().ok();

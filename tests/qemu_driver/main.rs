@@ -1,15 +1,17 @@
 //! The QEMU driver against a peer that behaves as QEMU does, well and badly. Real guests are in `live_qemu`.
 
+mod devices;
 mod fake;
 mod kvm;
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixListener,
+    os::unix::net::{UnixListener, UnixStream},
     process::{Command, Stdio},
     time::Duration,
 };
 
+use devices::Devices;
 use fake::{Act, BREAKPOINT, BREAKPOINT_PA, ELSEWHERE, Fake, KERNEL_STACK, TABLES_PA};
 use vmscope::engine::{
     addr::{Gfn, Pa, Va, VcpuId},
@@ -513,6 +515,77 @@ fn a_stub_that_a_dead_session_left_without_its_folder_is_replaced() {
     );
     assert_eq!(log.last().map(String::as_str), Some("gdbserver none"));
     assert!(fake.lock().running && fake.lock().gdb_address.is_none());
+}
+
+#[test]
+fn the_stub_is_reached_over_a_descriptor() {
+    let fake = Fake::new();
+    fake.lock().devices = Some(Devices::default());
+    let driver = fake.attach();
+    set(&driver).expect("a breakpoint");
+    fake.lock().script = [Act::Come(vec![1], BREAKPOINT)].into();
+    assert_eq!(next(&driver, LONG).expect("a hit"), hit(1));
+    assert!(fake.lock().gdb_address.is_none(), "no socket file");
+    drop(driver);
+    let log = fake.take_log();
+    assert_eq!(log.first().map(String::as_str), Some("gdbserver chardev"));
+    assert_eq!(log.last().map(String::as_str), Some("gdbserver none"));
+    let machine = fake.lock();
+    let devices = machine.devices.as_ref().expect("as above");
+    assert!(machine.running && machine.points.is_empty() && devices.is_empty(), "{devices:?}");
+}
+
+#[test]
+fn where_devices_are_refused_a_socket_file_is_used_and_nothing_is_left() {
+    for refused in ["getfd", "chardev-add", "gdbserver"] {
+        let fake = Fake::new();
+        fake.lock().devices = Some(Devices::refusing(refused));
+        let driver = fake.attach();
+        set(&driver).expect("a breakpoint");
+        assert!(fake.lock().gdb_address.is_some(), "{refused}");
+        drop(driver);
+        let machine = fake.lock();
+        let devices = machine.devices.as_ref().expect("as above");
+        assert!(machine.running && machine.points.is_empty() && devices.is_empty(), "{refused}: {devices:?}");
+    }
+}
+
+#[test]
+fn a_device_that_a_dead_session_left_is_taken_out_and_that_of_a_living_one_is_not() {
+    let fake = Fake::new();
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", theirs));
+    let driver = fake.attach();
+    let said = refusal(set(&driver));
+    assert!(said.contains("another debugger") && said.contains("vmscope-1-0"), "{said}");
+    assert_eq!(fake.take_log(), [""; 0]);
+    drop(ours);
+    set(&driver).expect("nobody is there any more");
+    drop(driver);
+    assert_eq!(fake.take_log().first().map(String::as_str), Some("gdbserver none"));
+    assert!(fake.lock().running && fake.lock().devices.as_ref().is_some_and(Devices::is_empty));
+}
+
+#[test]
+fn the_guardian_frees_the_guest_over_a_descriptor() {
+    let fake = Fake::new();
+    let (_, theirs) = UnixStream::pair().expect("a pair");
+    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", theirs));
+    fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
+    fake.lock().stop("debug");
+    let folder = dead_session(&fake, false);
+    // Dropping the pipe says nothing, as the end of the parent does.
+    let mut guardian = Command::new(env!("CARGO_BIN_EXE_vmscope"))
+        .arg("guardian")
+        .arg(folder.path())
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("a guardian");
+    drop(guardian.stdin.take());
+    assert!(guardian.wait().expect("it ends").success());
+    let machine = fake.lock();
+    let devices = machine.devices.as_ref().expect("as above");
+    assert!(machine.running && machine.points.is_empty() && devices.is_empty(), "{:?} {devices:?}", machine.log);
 }
 
 /// A dead session's folder, as the driver writes it.

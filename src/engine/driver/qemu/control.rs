@@ -48,7 +48,8 @@ pub(super) struct Control {
     pub(super) guardian_program: Option<PathBuf>,
 
     pub(super) stub: Option<Gdb>,
-    pub(super) stub_address: Option<Address>,
+    /// Where the stub is: an address, or the device that it is reached by (see `channel`).
+    pub(super) stub_address: Option<String>,
     pub(super) stub_is_ours: bool,
     pub(super) guard: Option<(Option<Guardian>, Folder)>,
 

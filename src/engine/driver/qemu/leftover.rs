@@ -15,7 +15,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{gdb::Gdb, int3::Patch, process, qmp::Qmp, transport::Address};
+use super::{
+    channel::{self, Channel},
+    gdb::Gdb,
+    int3::Patch,
+    process,
+    qmp::Qmp,
+    transport::Address,
+};
 use crate::engine::error::VmiError;
 
 const PREFIX: &str = "vmscope-qemu-";
@@ -33,7 +40,7 @@ pub struct State {
     pub qemu: Option<(u32, u64)>,
     /// QEMU's QMP socket.
     pub qmp: String,
-    /// The gdb stub that is used, if any.
+    /// The gdb stub that is used, if any: its address, or the device in QEMU that it is reached by.
     pub stub: Option<String>,
     /// Whether the session started that stub.
     pub stub_is_ours: bool,
@@ -249,25 +256,21 @@ fn unclaim(folder: &Path) {
 fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Path, state: &State) -> Result<(), VmiError> {
     let monitor = || qmp.lock().unwrap_or_else(PoisonError::into_inner);
     let mut freed = Ok(());
+    let let_go = |mut stub: Gdb| {
+        let repaired = state.patches.iter().try_for_each(|patch| patch.repair(&mut stub));
+        if state.leave_paused { repaired } else { repaired.and(stub.detach()) }
+    };
     if let Some(stub) = &state.stub {
-        let address = if state.stub_is_ours {
+        // Connecting clears all breakpoints and stops the guest.
+        if state.stub_is_ours {
             // Started anew, whatever has become of the old one, which has to end first; breakpoints are QEMU's and outlive
             // their stub.
-            let socket = folder.join("stub").join("gdb");
-            stop_stub(&mut monitor())?;
-            start_stub(&mut monitor(), &socket)?;
-            Address::Unix(socket)
+            channel::close(&mut monitor(), stub)?;
+            let Channel { stream, name } = channel::open(qmp, &channel::new_name(), &folder.join("stub").join("gdb"))?;
+            freed = Gdb::on(stream, &name, Arc::clone(qmp)).and_then(let_go);
+            channel::close(&mut monitor(), &name)?;
         } else {
-            stub.parse()?
-        };
-        // Connecting clears all breakpoints and stops the guest.
-        let stub = Gdb::connect(&address, Arc::clone(qmp));
-        freed = stub.and_then(|mut stub| {
-            let repaired = state.patches.iter().try_for_each(|patch| patch.repair(&mut stub));
-            if state.leave_paused { repaired } else { repaired.and(stub.detach()) }
-        });
-        if state.stub_is_ours {
-            stop_stub(&mut monitor())?;
+            freed = Gdb::connect(&stub.parse::<Address>()?, Arc::clone(qmp)).and_then(let_go);
         }
     }
     if !state.leave_paused {

@@ -6,8 +6,11 @@
 //! errors and the driver traits. Start at [`QemuDriver::attach`], then `control` (who makes the guest run and stop).
 
 mod attach;
+mod channel;
+mod command_line;
 mod control;
 mod cpu_text;
+pub mod descriptor;
 mod events;
 mod exception;
 #[cfg(feature = "fuzzing")]
@@ -17,6 +20,7 @@ pub mod guardian;
 pub mod guests;
 mod int3;
 mod leftover;
+pub mod libvirt;
 mod mapping;
 mod memory;
 mod mtree;
@@ -59,6 +63,10 @@ use crate::engine::{
 pub struct QemuOptions {
     /// The QMP socket: `unix:PATH` or `HOST:PORT`.
     pub qmp: Option<String>,
+    /// A libvirt domain: its name, id or UUID.
+    pub domain: Option<String>,
+    /// libvirt's address for that; else where libvirt's own variable says, else root's libvirt and the user's.
+    pub connect: Option<String>,
     /// The process, whose QMP socket is then read from its command line.
     pub pid: Option<u32>,
     /// The gdb stub where one listens already; else one is found or started through QMP when it is needed.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::transport::Address;
+use super::command_line;
 
 /// The first part of a process's life: together with its id this names it for good, because ids are used again.
 /// Clock ticks since the machine's start; `None` when there is no such process.
@@ -29,44 +29,29 @@ pub fn arguments(pid: u32) -> Vec<String> {
     text.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
 }
 
-/// The processes that are QEMU's system emulators, by their program's name.
-pub fn emulators() -> Vec<u32> {
-    let Ok(folder) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut pids: Vec<u32> = folder
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|&pid| {
-            let arguments = arguments(pid);
-            let program = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str());
-            program.is_some_and(|name| name.starts_with("qemu-system-") || name == "qemu-kvm" || name == "kvm")
-                && start_time(pid).is_some()
-        })
-        .collect();
-    pids.sort_unstable();
-    pids
+/// A process's user and group.
+pub fn owner(pid: u32) -> Option<(u32, u32)> {
+    let process = fs::metadata(format!("/proc/{pid}")).ok()?;
+    Some((process.uid(), process.gid()))
 }
 
-/// Where a QEMU with these arguments, started in this folder, serves QMP: `-qmp`, `-qmp-pretty`, and `-mon` with
-/// `mode=control` on a `-chardev socket` (QEMU's manual page). Sockets handed over as descriptors have no address.
-pub fn qmp_addresses(arguments: &[String], folder: &Path) -> Vec<Address> {
-    let mut found = Vec::new();
-    for pair in arguments.windows(2) {
-        let [option, value] = pair else { continue };
-        let option = option.trim_start_matches('-');
-        let address = match option {
-            "qmp" | "qmp-pretty" => value.parse().ok(),
-            "mon" if property(value, "mode") == Some("control") => {
-                let id = property(value, "chardev").or_else(|| value.split(',').next());
-                id.and_then(|id| chardev(arguments, id))
-            }
-            _ => None,
-        };
-        match address {
-            Some(Address::Unix(path)) => found.push(Address::Unix(folder.join(path))),
-            Some(address) => found.push(address),
-            None => {}
-        }
-    }
-    found
+/// The processes that are QEMU's system emulators, by their program's name.
+pub fn emulators() -> Vec<u32> {
+    let is_qemu = |pid: &u32| {
+        let arguments = arguments(*pid);
+        let program = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str());
+        program.is_some_and(|name| name.starts_with("qemu-system-") || name == "qemu-kvm" || name == "kvm")
+    };
+    all().into_iter().filter(is_qemu).collect()
+}
+
+/// All processes that have not ended, by id.
+fn all() -> Vec<u32> {
+    let Ok(folder) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = folder.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut pids: Vec<u32> = pids.filter(|&pid| start_time(pid).is_some()).collect();
+    pids.sort_unstable();
+    pids
 }
 
 /// The folder that a process's relative paths start at.
@@ -74,22 +59,23 @@ pub fn folder(pid: u32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default()
 }
 
-fn property<'a>(options: &'a str, name: &str) -> Option<&'a str> {
-    options.split(',').find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+/// The processes of a guest with this UUID.
+pub fn with_uuid(uuid: &str) -> Vec<u32> {
+    let is_it = |pid: &u32| command_line::uuid(&arguments(*pid)).is_some_and(|given| given.eq_ignore_ascii_case(uuid));
+    all().into_iter().filter(is_it).collect()
 }
 
-fn chardev(arguments: &[String], id: &str) -> Option<Address> {
-    arguments.windows(2).find_map(|pair| {
-        let [option, value] = pair else { return None };
-        if option.trim_start_matches('-') != "chardev" || property(value, "id") != Some(id) {
-            return None;
-        }
-        match (property(value, "path"), property(value, "port")) {
-            (Some(path), _) => Some(Address::Unix(path.into())),
-            (None, Some(port)) => format!("{}:{port}", property(value, "host").unwrap_or_default()).parse().ok(),
-            (None, None) => None,
-        }
-    })
+/// Where a path of a process is found from here: in its own view of the files, where that is another one (a container, or
+/// a mount namespace; proc(5), `/proc/PID/root`).
+pub fn path_from_here(pid: u32, path: PathBuf) -> PathBuf {
+    let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let within = Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").unwrap_or(&path));
+    let other = mount_namespace(pid).zip(mount_namespace(std::process::id())).is_some_and(|(its, ours)| its != ours);
+    if (other || !is_there(&path)) && is_there(&within) { within } else { path }
+}
+
+fn mount_namespace(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
 }
 
 /// What holds a stretch of a process's memory.
@@ -179,27 +165,6 @@ fn open_shared(pid: u32, area: &Area) -> Option<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn words(text: &str) -> Vec<String> {
-        text.split(' ').map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn qmp_is_found_in_every_spelling() {
-        let unix = |path: &str| Address::Unix(path.into());
-        for (line, want) in [
-            ("qemu -m 1G -qmp unix:/run/q,server=on", vec![unix("/run/q")]),
-            ("qemu --qmp unix:q,server,nowait", vec![unix("/home/q")]),
-            ("qemu -qmp tcp:localhost:4444,server", vec![Address::Tcp("localhost:4444".into())]),
-            ("qemu -chardev socket,id=m,path=/run/m -mon chardev=m,mode=control", vec![unix("/run/m")]),
-            ("qemu -chardev socket,id=m,path=/run/m -mon chardev=m,mode=readline", vec![]),
-            ("qemu -chardev socket,id=m,fd=23 -mon chardev=m,mode=control", vec![]),
-            ("qemu -qmp stdio", vec![]),
-            ("qemu -qmp", vec![]),
-        ] {
-            assert_eq!(qmp_addresses(&words(line), Path::new("/home")), want, "{line}");
-        }
-    }
 
     #[test]
     fn knows_itself() {

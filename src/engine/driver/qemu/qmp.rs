@@ -6,13 +6,16 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use super::transport::{Address, Stream, check_flood, wait_readable};
+use super::{
+    libvirt::LOST,
+    transport::{Address, Stream, check_flood, wait_readable},
+};
 use crate::engine::{error::VmiError, snapshot::clean};
 
 /// How long QEMU may take to answer. Its main loop holds everything up while it saves or migrates a machine.
@@ -44,6 +47,8 @@ impl Qmp {
     /// A sentence that tells a socket that is not QEMU's from one that serves somebody else.
     pub fn connect(address: &Address, greeting_time: Duration) -> Result<Self, VmiError> {
         let stream = Stream::connect(address, greeting_time).map_err(|error| match error.kind() {
+            // A sentence already.
+            _ if matches!(address, Address::Libvirt(_)) => VmiError::Invalid(error.to_string()),
             io::ErrorKind::TimedOut => VmiError::Invalid(no_greeting(address)),
             _ => VmiError::Invalid(format!(
                 "connecting to QEMU's QMP socket {address}: {error}; check that QEMU runs and listens there ('vmscope \
@@ -137,6 +142,26 @@ impl Qmp {
     /// # Errors
     /// [`VmiError::Driver`] with QEMU's own words when it refuses; [`VmiError::Lost`] when it is gone or silent.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, VmiError> {
+        self.request(command, arguments, None)
+    }
+
+    /// Hands QEMU a descriptor, which it then knows by this name (QMP `getfd`).
+    ///
+    /// # Errors
+    /// [`VmiError::Unsupported`] when the monitor is not at the end of a Unix socket; else as [`Qmp::execute`].
+    pub fn pass_descriptor(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), VmiError> {
+        if let Stream::Tcp(_) = self.stream {
+            return Err(VmiError::Unsupported { what: "handing a descriptor to QEMU over TCP" });
+        }
+        self.request("getfd", json!({ "fdname": name }), Some(descriptor)).map(drop)
+    }
+
+    fn request(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, VmiError> {
         if let Some(why) = &self.lost {
             return Err(VmiError::Lost(why.clone()));
         }
@@ -145,7 +170,13 @@ impl Qmp {
         let mut text = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         text.push('\n');
         let deadline = Instant::now() + REPLY_TIME;
-        if let Err(error) = self.stream.send(text.as_bytes(), deadline) {
+        let sent = match descriptor {
+            Some(descriptor) => self.stream.send_with(text.as_bytes(), descriptor, deadline),
+            None => self.stream.send(text.as_bytes(), deadline),
+        };
+        if let Err(error) = sent {
+            // What it has said before may tell why.
+            while self.message(Instant::now())?.is_some() {}
             return Err(self.give_up(&error));
         }
         loop {
@@ -205,6 +236,12 @@ impl Qmp {
                 return Err(self.give_up(&io::Error::new(io::ErrorKind::InvalidData, "it does not speak JSON")));
             };
             let Some(event) = message.get("event") else { return Ok(Some(message)) };
+            if let (Address::Libvirt(_), Some(LOST)) = (&self.address, event.as_str()) {
+                let why = message.pointer("/data/why").and_then(Value::as_str).unwrap_or_default();
+                let why = clean(why, 300);
+                self.lost = Some(why.clone());
+                return Err(VmiError::Lost(why));
+            }
             if self.events.len() == MOST_EVENTS {
                 self.events.pop_front();
             }

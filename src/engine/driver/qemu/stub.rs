@@ -2,9 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
-use serde_json::{Value, json};
-
 use super::{
+    channel::{self, Channel, Present},
     control::Control,
     gdb::Gdb,
     guardian::{self, Guardian},
@@ -22,7 +21,7 @@ impl Control {
         if self.guard.is_some() {
             return Ok(());
         }
-        let user = self.qmp().peer().map(|(_, user, group)| (user, group));
+        let user = self.pid.and_then(process::owner);
         let doing = "making a folder for the gdb stub's socket under /tmp";
         let folder = Folder::new(user).map_err(|error| VmiError::driver(doing, error))?;
         self.guard = Some((None, folder));
@@ -49,7 +48,7 @@ impl Control {
             owner: (me, process::start_time(me).unwrap_or(0)),
             qemu: self.pid.and_then(|pid| Some((pid, process::start_time(pid)?))),
             qmp: self.qmp_address.clone(),
-            stub: self.stub_address.as_ref().map(Address::to_string),
+            stub: self.stub_address.clone(),
             stub_is_ours: self.stub_is_ours,
             leave_paused: self.foreign,
             patches: self.patches.clone(),
@@ -71,6 +70,9 @@ impl Control {
             return Ok(());
         }
         self.guard()?;
+        if let Present::Connected(device) = channel::clear(&mut self.qmp())? {
+            return Err(taken(&format!("by the device {device}")));
+        }
         let mut known = self.stub_of_qemu()?;
         if known.as_ref().is_some_and(|(address, used)| !used && leftover::is_orphan(address)) {
             leftover::stop_stub(&mut self.qmp())?;
@@ -80,44 +82,41 @@ impl Control {
             Some((address, is_connected)) => (Some(self.gdb_option.clone().unwrap_or(address)), is_connected),
             None => (self.gdb_option.clone(), false),
         };
-        // Connecting would wait for ever, and stop the guest when the other one has long gone.
         if let (Some(address), true) = (&address, is_connected) {
-            return Err(VmiError::Invalid(format!(
-                "another debugger is connected to the guest's gdb stub at {address}, which serves one at a time: end \
-                 that one first"
-            )));
+            return Err(taken(&format!("at {address}")));
         }
         self.stub_is_ours = address.is_none();
-        self.stub_address = match (address, &self.guard) {
-            (Some(address), _) => Some(address),
-            (None, Some((_, folder))) => Some(Address::Unix(folder.socket())),
-            (None, None) => None,
-        };
+        self.stub_address = Some(address.as_ref().map_or_else(channel::new_name, Address::to_string));
         self.write_state()?;
-        let result = self.connect_stub();
+        let result = self.connect_stub(address);
         if result.is_err() {
             self.end_stub()?;
         }
         result
     }
 
-    fn connect_stub(&mut self) -> Result<(), VmiError> {
-        let Some(address) = self.stub_address.clone() else { return Ok(()) };
-        if let (Address::Unix(socket), true) = (&address, self.stub_is_ours) {
-            leftover::start_stub(&mut self.qmp(), socket)?;
-        }
-        self.stub = Some(Gdb::connect(&address, Arc::clone(&self.monitor))?);
+    /// Connects to the stub at this address, or starts one.
+    fn connect_stub(&mut self, address: Option<Address>) -> Result<(), VmiError> {
+        let monitor = Arc::clone(&self.monitor);
+        let stub = match (address, &self.guard) {
+            (Some(address), _) => Gdb::connect(&address, monitor)?,
+            (None, Some((_, folder))) => {
+                let name = self.stub_address.clone().unwrap_or_default();
+                let Channel { stream, name } = channel::open(&monitor, &name, &folder.socket())?;
+                self.stub_address = Some(name.clone());
+                Gdb::on(stream, &name, monitor)?
+            }
+            (None, None) => return Ok(()),
+        };
+        self.stub = Some(stub);
         self.running = false;
         Ok(())
     }
 
     /// The stub's address as QEMU tells it, and whether somebody is connected.
     fn stub_of_qemu(&mut self) -> Result<Option<(Address, bool)>, VmiError> {
-        let devices = self.qmp().execute("query-chardev", json!({}))?;
-        let text = |device: &Value, name| device.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let stub = devices.as_array().into_iter().flatten().find(|device| text(device, "label") == "gdb");
-        Ok(stub.and_then(|device| {
-            let name = text(device, "filename");
+        let stub = channel::devices(&mut self.qmp())?.into_iter().find(|(label, _)| label == "gdb");
+        Ok(stub.and_then(|(_, name)| {
             let free = name.strip_prefix("disconnected:");
             Some((free.unwrap_or(&name).parse().ok()?, free.is_none()))
         }))
@@ -170,12 +169,19 @@ impl Control {
     fn end_stub(&mut self) -> Result<(), VmiError> {
         self.stub = None;
         if self.stub_is_ours {
-            leftover::stop_stub(&mut self.qmp())?;
+            channel::close(&mut self.qmp(), self.stub_address.as_deref().unwrap_or_default())?;
         }
         self.stub_is_ours = false;
         self.stub_address = None;
         Ok(())
     }
+}
+
+/// Connecting would wait for ever, and stop the guest when the other one has long gone.
+fn taken(how: &str) -> VmiError {
+    VmiError::Invalid(format!(
+        "another debugger is connected to the guest's gdb stub {how}, which serves one at a time: end that one first"
+    ))
 }
 
 impl Drop for Control {

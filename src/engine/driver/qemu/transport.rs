@@ -8,7 +8,7 @@ use std::{
     io::{Read, Write},
     net::{TcpStream, ToSocketAddrs},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
@@ -16,15 +16,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{
+    descriptor,
+    libvirt::{self, Domain},
+};
 use crate::engine::error::VmiError;
 
-/// Where a socket listens: `unix:PATH` (or a path as such) or `HOST:PORT`.
+/// Where a socket listens: `unix:PATH` (or a path as such) or `HOST:PORT`; or a domain of libvirt's, which has QMP only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
     /// Host and port.
     Tcp(String),
+    /// A domain of libvirt's: `libvirt:UUID@URI`.
+    Libvirt(Domain),
 }
 
 impl FromStr for Address {
@@ -32,6 +38,9 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, VmiError> {
         let text = text.trim();
+        if let Ok(domain) = text.parse() {
+            return Ok(Self::Libvirt(domain));
+        }
         if let Some(path) = text.strip_prefix("unix:") {
             // QEMU's own form carries options behind the path.
             let path = path.split(',').next().unwrap_or_default();
@@ -58,6 +67,7 @@ impl fmt::Display for Address {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(host) => f.write_str(host),
+            Self::Libvirt(domain) => domain.fmt(f),
         }
     }
 }
@@ -79,6 +89,7 @@ impl Stream {
     pub fn connect(address: &Address, timeout: Duration) -> io::Result<Self> {
         match address {
             Address::Unix(path) => connect_unix(path, Instant::now() + timeout).map(Self::Unix),
+            Address::Libvirt(domain) => libvirt::connect(domain, timeout).map(Self::Unix),
             Address::Tcp(host) => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
                 for address in host.to_socket_addrs()? {
@@ -142,6 +153,27 @@ impl Stream {
             }
         }
         Ok(())
+    }
+
+    /// Sends all bytes and, with the first of them, a descriptor.
+    ///
+    /// # Errors
+    /// As [`Stream::send`]; `Unsupported` over TCP.
+    pub fn send_with(&mut self, bytes: &[u8], passed: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
+        let sent = loop {
+            let Self::Unix(stream) = self else { return Err(io::ErrorKind::Unsupported.into()) };
+            match descriptor::send(stream, bytes, passed) {
+                Ok(count) => break count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !poll(&[self.as_raw_fd()], libc::POLLOUT, deadline)?.0 {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.send(bytes.get(sent..).unwrap_or_default(), deadline)
     }
 
     /// The process that listens at the other end of a Unix socket, and its user and group.

@@ -30,7 +30,10 @@ pub use self::{
     stop::{Stop, Thread},
     wire::Wire,
 };
-use super::{qmp::Qmp, transport::Address};
+use super::{
+    qmp::Qmp,
+    transport::{Address, Stream},
+};
 use crate::engine::{addr::VcpuId, arch::amd64::Amd64Registers, error::VmiError, snapshot::clean};
 
 /// Bytes of one `M` packet; QEMU takes 4096 characters.
@@ -63,6 +66,14 @@ impl Gdb {
     /// A sentence: nobody listens, somebody else holds the stub, or it is not QEMU's.
     pub fn connect(address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
         Self::over(Wire::connect(address, qmp)?)
+    }
+
+    /// The same over a socket that is connected already; `name` is what messages call the stub.
+    ///
+    /// # Errors
+    /// As [`Gdb::connect`].
+    pub fn on(stream: Stream, name: &str, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
+        Self::over(Wire::over(stream, &name, qmp)?)
     }
 
     /// The same over a wire that is connected already.
@@ -376,7 +387,7 @@ fn list_threads(wire: &mut Wire) -> Result<Vec<Thread>, VmiError> {
     if threads.is_empty() { Err(strange(wire.address(), "it has no threads")) } else { Ok(threads) }
 }
 
-fn strange(address: &Address, why: &str) -> VmiError {
+fn strange(address: &str, why: &str) -> VmiError {
     VmiError::Invalid(format!("{address} is not the gdb stub of a QEMU with an x86-64 guest: {why}"))
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    fmt, io,
     os::fd::{AsRawFd, RawFd},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -38,7 +38,8 @@ const MOST_STOPS: usize = 1024;
 #[derive(Debug)]
 pub struct Wire {
     stream: Stream,
-    address: Address,
+    /// What messages call the stub: its address, or the device in QEMU that it is reached by.
+    address: String,
     decoder: Decoder,
     stops: VecDeque<Stop>,
     /// How many stops have come in.
@@ -64,10 +65,10 @@ impl Wire {
     ///
     /// # Errors
     /// As [`Wire::connect`].
-    pub fn over(stream: Stream, address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
+    pub fn over(stream: Stream, address: &impl fmt::Display, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
         let mut wire = Self {
             stream,
-            address: address.clone(),
+            address: address.to_string(),
             decoder: Decoder::default(),
             stops: VecDeque::new(),
             stops_seen: 0,
@@ -105,8 +106,8 @@ impl Wire {
         }
     }
 
-    /// Where it is connected.
-    pub fn address(&self) -> &Address {
+    /// What messages call the stub.
+    pub fn address(&self) -> &str {
         &self.address
     }
 

@@ -1,0 +1,138 @@
+//! How the gdb stub that a session starts is reached: over a pair of sockets, one end of which is handed to QEMU.
+//!
+//! No file is needed for that, so it works as well where QEMU sees other files than we do (containers, mount namespaces)
+//! or may not make any (AppArmor, SELinux). Where the monitor takes no descriptors (over TCP), a socket file is used.
+//! QEMU: `getfd` and `chardev-add` (QMP reference), `gdbserver chardev:ID` (`gdbstub/`, `qemu_chr_new`).
+
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    leftover,
+    qmp::Qmp,
+    transport::{Address, Stream},
+};
+use crate::engine::{error::VmiError, snapshot::clean};
+
+/// What the labels of our character devices in QEMU begin with.
+const LABEL: &str = "vmscope-";
+/// How QEMU's `gdbserver` is told that a character device is meant.
+const DEVICE: &str = "chardev:";
+/// How long connecting to a socket file may take.
+const CONNECT_TIME: Duration = Duration::from_secs(2);
+
+/// A stub that was started for us, and our connection to it.
+pub struct Channel {
+    /// Our end.
+    pub stream: Stream,
+    /// What messages and the state file call it: `chardev:LABEL`, or the address of a socket file.
+    pub name: String,
+}
+
+/// A name for a stub that is to be started.
+pub fn new_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{DEVICE}{LABEL}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Starts QEMU's gdb stub under a name from [`new_name`] and connects to it: over a descriptor, else over `socket`. The
+/// guest stops. A stub that QEMU had is gone then.
+///
+/// # Errors
+/// QEMU's own words; [`VmiError::Lost`] when it is gone.
+pub fn open(monitor: &Mutex<Qmp>, name: &str, socket: &Path) -> Result<Channel, VmiError> {
+    let mut qmp = monitor.lock().unwrap_or_else(PoisonError::into_inner);
+    match over_descriptor(&mut qmp, name) {
+        Ok(stream) => return Ok(Channel { stream, name: name.to_owned() }),
+        Err(error @ VmiError::Lost(_)) => return Err(error),
+        Err(error) => tracing::info!("QEMU's gdb stub is reached over a socket file, because {error}"),
+    }
+    leftover::start_stub(&mut qmp, socket)?;
+    drop(qmp);
+    let address = Address::Unix(socket.to_owned());
+    let stream = Stream::connect(&address, CONNECT_TIME)
+        .map_err(|error| VmiError::driver(format!("connecting to QEMU's gdb stub at {address}"), error))?;
+    Ok(Channel { stream, name: address.to_string() })
+}
+
+fn over_descriptor(qmp: &mut Qmp, name: &str) -> Result<Stream, VmiError> {
+    let label = name.strip_prefix(DEVICE).unwrap_or(name);
+    let doing = "making a pair of sockets for the gdb stub";
+    let (ours, theirs) = UnixStream::pair().map_err(|error| VmiError::driver(doing, error))?;
+    ours.set_nonblocking(true).map_err(|error| VmiError::driver(doing, error))?;
+    qmp.pass_descriptor(label, theirs.as_fd())?;
+    drop(theirs);
+    let backend =
+        json!({ "type": "socket", "data": { "addr": { "type": "fd", "data": { "str": label } }, "server": false } });
+    if let Err(error) = qmp.execute("chardev-add", json!({ "id": label, "backend": backend })) {
+        let _ = qmp.execute("closefd", json!({ "fdname": label }));
+        return Err(error);
+    }
+    let said = qmp.human(&format!("gdbserver {name}"), None);
+    match said {
+        Ok(said) if said.starts_with("Waiting") => Ok(Stream::Unix(ours)),
+        refused => {
+            let _ = qmp.execute("chardev-remove", json!({ "id": label }));
+            let said = refused?;
+            Err(VmiError::driver("starting QEMU's gdb stub", clean(said.trim(), 200)))
+        }
+    }
+}
+
+/// Ends a stub that was started for a session, by the name that its [`Channel`] had.
+///
+/// # Errors
+/// As [`Qmp::human`].
+pub fn close(qmp: &mut Qmp, name: &str) -> Result<(), VmiError> {
+    leftover::stop_stub(qmp)?;
+    let Some(label) = name.strip_prefix(DEVICE) else { return Ok(()) };
+    // The device goes with its stub; one that had no stub yet does not.
+    match qmp.execute("chardev-remove", json!({ "id": label })) {
+        Err(error @ VmiError::Lost(_)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What there is of ours among QEMU's character devices.
+pub enum Present {
+    /// Nothing.
+    Nothing,
+    /// Another session is connected by this device.
+    Connected(String),
+}
+
+/// Looks for stubs that sessions have started over a descriptor, and ends those that nobody is connected to any more.
+///
+/// # Errors
+/// As [`Qmp::execute`].
+pub fn clear(qmp: &mut Qmp) -> Result<Present, VmiError> {
+    for (label, filename) in devices(qmp)? {
+        if !label.starts_with(LABEL) {
+            continue;
+        }
+        if !filename.starts_with("disconnected:") {
+            return Ok(Present::Connected(clean(&label, 60)));
+        }
+        close(qmp, &format!("{DEVICE}{label}"))?;
+    }
+    Ok(Present::Nothing)
+}
+
+/// QEMU's character devices: label and what it calls their file.
+///
+/// # Errors
+/// As [`Qmp::execute`].
+pub fn devices(qmp: &mut Qmp) -> Result<Vec<(String, String)>, VmiError> {
+    let devices = qmp.execute("query-chardev", json!({}))?;
+    let text = |device: &Value, name| device.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(devices.as_array().into_iter().flatten().map(|one| (text(one, "label"), text(one, "filename"))).collect())
+}
