@@ -7,7 +7,7 @@ use std::{
 
 use super::{Monitor, Platform, elapsed, missing, now};
 use crate::engine::{
-    addr::{AddressContext, VcpuId},
+    addr::AddressContext,
     arch::{Architecture, Registers, amd64::Amd64},
     os::VmiOs,
     session::VmiSession,
@@ -155,10 +155,13 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     pub(super) fn refresh_vcpus(&mut self, vmi: VmiSession<'_, D, Os>) {
-        let count = vmi.info().map_or(0, |info| info.vcpus);
+        let ids = vmi.driver().vcpu_ids();
         let os = vmi.underlying_os();
-        let mut vcpus = Vec::with_capacity(usize::from(count));
-        for id in (0..count).map(VcpuId) {
+        let mut vcpus = Vec::with_capacity(ids.len());
+        let mut mapped = Vec::with_capacity(ids.len());
+        vmi.flush_v2p_cache();
+        vmi.flush_gfn_cache();
+        for id in ids {
             let registers = match vmi.core().registers(id) {
                 Ok(registers) => registers,
                 Err(error) => {
@@ -166,6 +169,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                     continue;
                 }
             };
+            mapped.push(os.is_mapped(vmi.with_registers(&registers)));
             let current = os.current_process(vmi.with_registers(&registers)).ok().flatten();
             vcpus.push(Vcpu {
                 id,
@@ -177,6 +181,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         if !vcpus.is_empty() {
             self.publisher.set_vcpus(vcpus);
+            self.watch_kernel(vmi, &mapped);
         }
     }
 

@@ -1,11 +1,12 @@
-//! A guest that is reset under us: what was learnt of its kernel is void, what the user asked for is not.
+//! A guest that is reset under us, or whose kernel is replaced by another one (kexec, a snapshot of another boot): what
+//! was learnt of its kernel is void, what the user asked for is not.
 //!
 //! The session on the old kernel ends like any other, with everything taken out of the guest. Whoever runs the monitor then
 //! looks for the kernel again ([`Monitor::seek`]) and starts a session on it, which sets the user's rows anew.
 
 use std::sync::Arc;
 
-use super::{Monitor, Platform, fault_loop, resolve::resolve, told};
+use super::{Monitor, Platform, fault_loop, kernel_watch::KernelWatch, resolve::resolve, told};
 use crate::engine::{
     addr::{AddressContext, Va},
     arch::amd64::is_canonical,
@@ -16,6 +17,9 @@ use crate::engine::{
     session::{VmiCore, VmiSession},
     snapshot::{BreakpointState, EventKind, Scope, Status, SymbolTable},
 };
+
+/// What is said of a guest whose button was pressed.
+pub(super) const BY_RESET: &str = "the guest was reset";
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Whether the guest was reset since its kernel was looked for. One that is paused has not run since then, and is let
@@ -31,17 +35,22 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// Publishes that no kernel is found yet, and why.
     pub fn seek(&mut self, core: &VmiCore<D>, why: &str) {
-        let reset = if self.was_reset_before { "the guest was reset; " } else { "" };
-        self.fill(core.driver().clock_ns(), Status::Attaching);
-        self.publisher.set_notice(Some(format!("{reset}no kernel found yet, looking again: {why}").as_str().into()));
+        self.follow_machine(core);
+        let run = self.run(core);
+        let reset = if self.was_reset_before { format!("{}; ", self.lost_by) } else { String::new() };
+        let stands = if run.is_running() { String::new() } else { format!("{}; ", run.sentence()) };
+        self.fill(core.driver().clock_ns(), Status::Attaching, run);
+        let notice = format!("{reset}{stands}no kernel found yet, looking again: {why}");
+        self.publisher.set_notice(Some(notice.as_str().into()));
         self.deliver();
     }
 
     /// Forgets the kernel of a guest that was reset, after its session has ended: breakpoints and addresses in the kernel
     /// wait for the next one, those of processes go with their processes.
     pub fn forget_kernel(&mut self, core: &VmiCore<D>) {
-        let at_ns = core.driver().clock_ns();
+        let (at_ns, by) = (core.driver().clock_ns(), self.lost_by);
         self.was_reset_before = true;
+        self.kernel = KernelWatch::default();
         // The session's teardown has emptied both; whatever it could not take out, the reset did.
         self.bpm = BreakpointManager::new();
         self.ptm = PageTableMonitor::default();
@@ -59,14 +68,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             row.pa = None;
             if let Scope::Process(pid) = row.scope {
                 row.state = BreakpointState::Disabled;
-                row.error = Some(format!("process {pid} has ended: the guest was reset"));
+                row.error = Some(format!("process {pid} has ended: {by}"));
             }
         }
         self.tables.retain(|_, row| row.pid.is_none());
         let waiting = self.breakpoints.values().filter(|row| row.is_on()).count();
         let waiting =
             if waiting == 1 { "1 breakpoint waits".to_owned() } else { format!("{waiting} breakpoints wait") };
-        let text = format!("the guest was reset: its kernel is looked for again, {waiting} for it");
+        let text = format!("{by}: its kernel is looked for again, {waiting} for it");
         tracing::warn!("{text}");
         self.log.say(at_ns, EventKind::Vm, text);
         self.publisher.breakpoints_changed = true;
@@ -104,7 +113,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 if let Err(error) = armed {
                     failed += 1;
                     row.state = BreakpointState::Failed;
-                    row.error = Some(format!("could not be set again after the reset: {error}"));
+                    row.error = Some(format!("could not be set again in the new kernel: {error}"));
                 }
             }
             self.breakpoints.shift_insert(index, id, row);
@@ -120,7 +129,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 }
                 Err(error) => {
                     failed += 1;
-                    tracing::warn!(%error, "a monitored address is dropped: it could not be found after the reset");
+                    tracing::warn!(%error, "a monitored address is dropped: the new kernel does not have it");
                     self.tables.shift_remove(&id);
                 }
             }

@@ -18,6 +18,7 @@ mod id;
 mod machine;
 mod part;
 mod process;
+mod run;
 mod table;
 
 pub use self::{
@@ -32,6 +33,7 @@ pub use self::{
     machine::{Capability, Guest, Unavailable, Vcpu},
     part::Part,
     process::{Process, ProcessFlag},
+    run::{Run, RunState, StoppedBy, WayOn},
     table::{Table, WalkEntry},
 };
 pub use super::{
@@ -51,7 +53,7 @@ pub enum Status {
     Attaching,
     /// The vCPUs run.
     Running,
-    /// We (or somebody else) stopped the vCPUs.
+    /// The vCPUs stand, whoever stopped them: see [`Snapshot::run`].
     Paused,
     /// The guest or the engine is gone: see [`Snapshot::notice`].
     Lost,
@@ -68,6 +70,9 @@ pub struct Snapshot {
     pub taken_at_ns: u64,
     /// Live, paused, lost, replayed.
     pub status: Status,
+    /// What the hypervisor says of the guest, and who made it stand. While the engine is on its way into the guest, or
+    /// has lost it, this is what was last known.
+    pub run: Run,
     /// Whether the driver refuses every change of the guest.
     pub read_only: bool,
     /// "demo", "qemu", "xen", "dump" or "replay".

@@ -88,6 +88,17 @@ impl Gdb {
         self.threads.iter().copied().find(|thread| thread.vcpu() == vcpu)
     }
 
+    /// With the guest stopped: drops all breakpoints and watchpoints, on every vCPU, and learns which vCPUs there are now.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn begin_again(&mut self) -> Result<(), VmiError> {
+        self.wire.ask_why_stopped()?;
+        self.selected = None;
+        self.threads = list_threads(&mut self.wire)?;
+        Ok(())
+    }
+
     /// The registers of a vCPU of a stopped guest; the IDT's base and LSTAR are not among them.
     ///
     /// # Errors

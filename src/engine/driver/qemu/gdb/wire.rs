@@ -88,6 +88,19 @@ impl Wire {
         }
     }
 
+    /// Asks a stopped guest why it stands, which drops all breakpoints. What it says has been said before.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn ask_why_stopped(&mut self) -> Result<(), VmiError> {
+        self.forget_stops();
+        self.send(b"?")?;
+        match self.wait_stop(Instant::now() + REPLY_TIME)? {
+            Some(_) => Ok(()),
+            None => Err(self.give_up(&io::ErrorKind::TimedOut.into())),
+        }
+    }
+
     /// Where it is connected.
     pub fn address(&self) -> &Address {
         &self.address
