@@ -298,6 +298,10 @@ where
         memory_bytes: info.memory_bytes,
         ..Guest::default()
     });
+    // What can be done with the machine is known before its kernel is.
+    let (capabilities, unavailable) = core.driver().capabilities();
+    first.capabilities.set(capabilities);
+    first.unavailable.set(unavailable);
     let commands = channels.requests.clone();
     let mut monitor = Monitor::new(options, channels, first);
     loop {

@@ -5,6 +5,7 @@
 //! a reset. What differs between drivers is [`Platform`].
 //! Imports everything in the engine but the worker.
 
+mod ages;
 mod answer;
 mod command;
 mod detail;
@@ -36,6 +37,7 @@ pub(in crate::engine) use self::platform::second_level;
 pub use self::platform::{Platform, STORM_SECONDS};
 
 use self::{
+    ages::Reads,
     kernel_watch::KernelWatch,
     log::EventLog,
     missing::Returns,
@@ -178,6 +180,7 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     /// What has become of the kernel before, as a sentence.
     lost_by: &'static str,
     kernel: KernelWatch,
+    reads: Reads,
     os: std::marker::PhantomData<Os>,
 }
 
@@ -219,6 +222,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             was_reset_before: false,
             lost_by: reset::BY_RESET,
             kernel: KernelWatch::default(),
+            reads: Reads::default(),
             os: std::marker::PhantomData,
         }
     }

@@ -217,6 +217,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         snapshot.driver = D::KIND;
         snapshot.read_only = self.options.read_only;
         snapshot.status = status;
+        snapshot.ages = self.reads.ages(clock, status == Status::Running);
         snapshot.run = run;
         snapshot.taken_at_ns = clock;
         snapshot.tables_monitored = self.ptm.monitored_tables() as u64;

@@ -45,10 +45,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if elapsed(&mut self.due.injections, missing::INJECTIONS) {
             self.try_injections(vmi);
         }
-        if let Some(period) = D::TABLE_POLL
-            && elapsed(&mut self.due.tables, period)
-        {
-            self.poll_tables(vmi);
+        match D::TABLE_POLL {
+            Some(period) if elapsed(&mut self.due.tables, period) => self.poll_tables(vmi),
+            // Every write to them is an event.
+            None => self.reads.tables = Some(now(vmi)),
+            Some(_) => {}
         }
         if self.publisher.is_seen() {
             if elapsed(&mut self.due.vcpus, D::VCPU_POLL) {
@@ -107,6 +108,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 return;
             }
         };
+        self.reads.processes = Some(now(vmi));
         self.tell_process_changes(vmi, &list.processes);
         self.tell_hidden_threads(vmi, &list.processes, &list.hidden_threads);
         self.processes.clone_from(&list.processes);
@@ -180,6 +182,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             });
         }
         if !vcpus.is_empty() {
+            self.reads.vcpus = Some(now(vmi));
             self.publisher.set_vcpus(vcpus);
             self.watch_kernel(vmi, &mapped);
         }
@@ -188,12 +191,16 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Reads monitored tables again where writes to them raise no events.
     pub(super) fn poll_tables(&mut self, vmi: VmiSession<'_, D, Os>) {
         if D::TABLE_POLL.is_none() || self.ptm.monitored_addresses() == 0 {
+            self.reads.tables = Some(now(vmi));
             return;
         }
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
         match self.ptm.poll(vmi.core()) {
-            Ok(events) => self.table_events(vmi, &events, None),
+            Ok(events) => {
+                self.reads.tables = Some(now(vmi));
+                self.table_events(vmi, &events, None);
+            }
             Err(error) => tracing::debug!(%error, "could not read the monitored page tables"),
         }
     }

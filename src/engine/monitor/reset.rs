@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Monitor, Platform, fault_loop, kernel_watch::KernelWatch, resolve::resolve, told};
+use super::{Monitor, Platform, ages::Reads, fault_loop, kernel_watch::KernelWatch, resolve::resolve, told};
 use crate::engine::{
     addr::{AddressContext, Va},
     arch::amd64::is_canonical,
@@ -51,6 +51,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         let (at_ns, by) = (core.driver().clock_ns(), self.lost_by);
         self.was_reset_before = true;
         self.kernel = KernelWatch::default();
+        self.reads = Reads::default();
         // The session's teardown has emptied both; whatever it could not take out, the reset did.
         self.bpm = BreakpointManager::new();
         self.ptm = PageTableMonitor::default();

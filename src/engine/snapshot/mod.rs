@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+mod ages;
 mod breakpoint;
 mod clean;
 mod detail;
@@ -22,6 +23,7 @@ mod run;
 mod table;
 
 pub use self::{
+    ages::Ages,
     breakpoint::{Breakpoint, BreakpointState, Hit, Scope},
     clean::clean,
     detail::{
@@ -87,6 +89,8 @@ pub struct Snapshot {
     pub processes: Part<Vec<Process>>,
     /// Whether a bound cut the process list short (a cyclic or absurdly long list).
     pub processes_truncated: bool,
+    /// How old the lists are that could not be read again.
+    pub ages: Ages,
     /// Breakpoints in the order in which they were set.
     pub breakpoints: Part<Vec<Breakpoint>>,
     /// Monitored addresses in the order in which they were added.
