@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -338,6 +339,19 @@ static void work_text(void) {
     closedir(proc);
 }
 
+// Starts the kernel that `scripts/guest --kexec` has put into /boot in the place of this one, without a reset.
+static void work_kexec(void) {
+    char line[1024] = "";
+    int kernel = open("/boot/vmlinuz", O_RDONLY), initrd = open("/boot/initrd", O_RDONLY), own = open("/proc/cmdline", O_RDONLY);
+    ssize_t length = read(own, line, sizeof line - 1);
+    if (kernel < 0 || initrd < 0 || length < 0) fail("kexec: /boot");
+    line[strcspn(line, "\n")] = 0;
+    if (syscall(SYS_kexec_file_load, kernel, initrd, strlen(line) + 1, line, 0L)) fail("kexec_file_load");
+    say("kexec");
+    syscall(SYS_reboot, 0xfee1dead, 672274793, 0x45584543, NULL); // LINUX_REBOOT_CMD_KEXEC
+    fail("reboot");
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     long count = argc > 2 ? atol(argv[2]) : 0;
@@ -353,8 +367,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "threads")) work_threads(count);
     else if (!strcmp(what, "missing")) work_missing(count);
     else if (!strcmp(what, "text")) work_text();
+    else if (!strcmp(what, "kexec")) work_kexec();
     else {
-        fputs("usage: work open N | map | calls | mm N | cpu N | sleepers N | churn [N] | reach [N] | hostile-name | threads N | missing N | text\n", stderr);
+        fputs("usage: work open N | map | calls | mm N | cpu N | sleepers N | churn [N] | reach [N] | hostile-name | threads N | missing N | text | kexec\n", stderr);
         return 2;
     }
     return 0;

@@ -70,15 +70,15 @@ mod whole {
         time_for_a_hit_is_near_the_plainest_clients ratio();
         memory_is_anonymous memory(&[]);
         memory_is_in_huge_pages with_huge_pages(|| memory(&[]));
-        memory_is_a_memfd memory(&["-object", "memory-backend-memfd,id=ram,size=128M,share=on", "-machine", PC]);
+        memory_is_a_memfd memory(&["--", "-object", "memory-backend-memfd,id=ram,size=128M,share=on", "-machine", PC]);
         memory_is_a_file
-            memory(&["-object", "memory-backend-file,id=ram,size=128M,share=on,mem-path=/dev/shm/f", "-machine", PC]);
+            memory(&["--", "-object", "memory-backend-file,id=ram,size=128M,share=on,mem-path=/dev/shm/f", "-machine", PC]);
         memory_is_a_private_file
-            memory(&["-object", "memory-backend-file,id=ram,size=128M,share=off,mem-path=/dev/shm/p", "-machine", PC]);
+            memory(&["--", "-object", "memory-backend-file,id=ram,size=128M,share=off,mem-path=/dev/shm/p", "-machine", PC]);
         memory_is_hugetlb with_hugetlb(|| {
-            memory(&["-object", "memory-backend-memfd,id=ram,size=128M,hugetlb=on,hugetlbsize=2M", "-machine", PC]);
+            memory(&["--", "-object", "memory-backend-memfd,id=ram,size=128M,hugetlb=on,hugetlbsize=2M", "-machine", PC]);
         });
-        the_machine_is_a_q35 reads_and_hits(&Options { more: &["-machine", "q35"], smp: 2, ..lab::options() });
+        the_machine_is_a_q35 reads_and_hits(&Options { more: &["--", "-machine", "q35"], smp: 2, ..lab::options() });
         the_processor_is_an_epyc reads_and_hits(&Options { cpu: "EPYC", ..lab::options() });
         the_processor_is_a_kvm64 reads_and_hits(&Options { cpu: "kvm64", ..lab::options() });
         the_kernel_isolates_its_page_tables

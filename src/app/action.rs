@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::{
-    engine::snapshot::{Capability, Snapshot},
+    engine::snapshot::{Capability, Snapshot, Status, StoppedBy, WayOn},
     ui::state::PaneId,
 };
 
@@ -159,9 +159,30 @@ impl Entry {
         if self.changes_guest && snapshot.read_only {
             return Err(format!("{}: not in a read-only run; start vmscope without --read-only for it", self.name));
         }
-        match self.needs {
-            Some(capability) => snapshot.can(capability).map_err(|why| format!("{}: {why}", self.name)),
-            None => Ok(()),
+        if let Some(capability) = self.needs {
+            snapshot.can(capability).map_err(|why| format!("{}: {why}", self.name))?;
+        }
+        // A pause of ours can always be taken back, whatever has become of the guest meanwhile.
+        match snapshot.run.state.way_on() {
+            WayOn::Refused(why)
+                if self.action == Action::PauseGuest
+                    && matches!(snapshot.status, Status::Paused | Status::Attaching)
+                    && snapshot.run.stopped_by != Some(StoppedBy::Us) =>
+            {
+                Err(format!("{}: {why}", self.name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its label in the footer: what it would do to a guest that is like this.
+    pub fn label(&self, snapshot: &Snapshot) -> &'static str {
+        let stands = matches!(snapshot.status, Status::Paused | Status::Attaching) && !snapshot.run.is_running();
+        match snapshot.run.state.way_on() {
+            _ if self.action != Action::PauseGuest || !stands => self.short,
+            WayOn::Start => "start guest",
+            WayOn::Wake => "wake guest",
+            _ => "resume guest",
         }
     }
 }
@@ -228,7 +249,7 @@ pub const ACTIONS: &[Entry] = &[
     entry(Action::CloseMemory, "close-memory", &["esc", "q"], "close", "Give up the search that is under way, else close the view", &[MEMORY]).in_footer(),
     entry(Action::Left, "left", &["h", "left"], "left", "One byte back", &[MEMORY]),
     entry(Action::Right, "right", &["l", "right"], "right", "One byte on", &[MEMORY]),
-    entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run", EVERYWHERE)
+    entry(Action::PauseGuest, "pause-guest", &["p"], "pause guest", "Stop the guest's processors, or let them run, whoever has stopped them", EVERYWHERE)
         .needs(Capability::Pause).changes_guest().in_footer(),
     entry(Action::Step, "step", &["n", "f10"], "step", "Run one instruction of a busy processor while the guest is paused", EVERYWHERE)
         .needs(Capability::Step).changes_guest(),

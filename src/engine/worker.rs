@@ -22,6 +22,7 @@ use super::{
     bpm::{BreakpointController, DebugController},
     command::{Command, Done, Engine, Request, Target},
     driver::{
+        VmiDriver,
         qemu::{QemuDriver, QemuOptions},
         sim::{SimDriver, SimOptions},
     },
@@ -190,8 +191,16 @@ pub fn start_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Engine, Stri
         move |core| {
             let mut last = VmiError::os("the guest has no vCPU");
             // A vCPU may be anywhere, in its boot loader or in user mode; one that shows the kernel is enough.
-            for vcpu in (0..core.info()?.vcpus).map(VcpuId) {
-                let registers: Amd64Registers = core.registers(vcpu)?;
+            for vcpu in core.driver().vcpu_ids() {
+                let registers: Amd64Registers = match core.registers(vcpu) {
+                    Ok(registers) => registers,
+                    Err(error @ VmiError::Lost(_)) => return Err(error),
+                    // Unplugged in between.
+                    Err(error) => {
+                        last = error;
+                        continue;
+                    }
+                };
                 match LinuxOs::detect(core, &registers, profile.as_deref()) {
                     Ok(os) => return Ok(os),
                     Err(error) => last = error,
@@ -297,6 +306,10 @@ where
         memory_bytes: info.memory_bytes,
         ..Guest::default()
     });
+    // What can be done with the machine is known before its kernel is.
+    let (capabilities, unavailable) = core.driver().capabilities();
+    first.capabilities.set(capabilities);
+    first.unavailable.set(unavailable);
     let commands = channels.requests.clone();
     let mut monitor = Monitor::new(options, channels, first);
     loop {
@@ -345,9 +358,13 @@ where
         }
         match commands.recv_timeout(KERNEL_WAIT) {
             Ok(mut request) => loop {
-                let waiting = "the guest's kernel is not found yet: wait until it has booted".to_owned();
-                let known = matches!(request.command, Command::Quit | Command::StandBy | Command::ComeBack);
-                let _ = request.answer.send(if known { Ok(Done::Quiet) } else { Err(waiting) });
+                let answer = match request.command {
+                    Command::Quit | Command::StandBy | Command::ComeBack => Ok(Done::Quiet),
+                    // One that was not started, or was paused by somebody, has no other way to its kernel.
+                    Command::Resume => monitor.resume_without_kernel(core),
+                    _ => Err("the guest's kernel is not found yet: wait until it has booted".to_owned()),
+                };
+                let _ = request.answer.send(answer);
                 match request.command {
                     Command::Quit => return Ok(None),
                     // Nothing is done while the process is stopped.

@@ -4,7 +4,8 @@
 //!  vmscope  demo: WIN10-19045 · 2 vCPU · 512 MiB   ● RUNNING   1.2k ev/s ▂▃▅▇▆▃   0 dropped   [read-only]   0:12.345
 //! ```
 //!
-//! What has no room gives way, the least important part first; how the guest is never does.
+//! A guest that stands says so in the hypervisor's word for it: `‖ PAUSED by another client`, `‖ PAUSED (io-error)`,
+//! `‖ SUSPENDED`. What has no room gives way, the least important part first; how the guest is never does.
 
 use ratatui::{
     layout::Rect,
@@ -19,7 +20,7 @@ use super::{
     state::{Past, UiState},
     theme::Theme,
 };
-use crate::engine::snapshot::{Snapshot, Status};
+use crate::engine::snapshot::{Run, Snapshot, Status};
 
 /// A part of the header and when it gives way: the largest rank first, 0 never.
 struct Part {
@@ -82,11 +83,18 @@ fn parts(snapshot: &Snapshot, ui: &UiState, theme: &Theme, glyphs: &Glyphs) -> V
     }
     if let Some(past) = &ui.past {
         parts.push(Part::new(0, past_words(past), theme.frozen));
-        let (word, style) = status_words(past.status_now, theme, glyphs);
+        let (word, style) = status_words(past.status_now, &Run::default(), theme, glyphs);
         parts.push(Part::new(1, format!("now {word}"), style));
     } else {
-        let (word, style) = status_words(snapshot.status, theme, glyphs);
-        parts.push(Part::new(0, word, style));
+        let (word, style) = status_words(snapshot.status, &snapshot.run, theme, glyphs);
+        // A guest that stands has the word, even while its kernel is looked for.
+        if snapshot.status == Status::Attaching && !snapshot.run.is_running() {
+            let (stands, bold) = status_words(Status::Paused, &snapshot.run, theme, glyphs);
+            parts.push(Part::new(0, stands, bold));
+            parts.push(Part::new(1, word, style));
+        } else {
+            parts.push(Part::new(0, word, style));
+        }
     }
     if snapshot.read_only {
         parts.push(Part::new(3, "[read-only]", theme.read_only));
@@ -120,8 +128,11 @@ fn past_words(past: &Past) -> String {
 }
 
 /// The word, with its glyph, and the style for how the guest is.
-pub(super) fn status_words(status: Status, theme: &Theme, glyphs: &Glyphs) -> (String, Style) {
+fn status_words(status: Status, run: &Run, theme: &Theme, glyphs: &Glyphs) -> (String, Style) {
     let (glyph, word, style) = match status {
+        Status::Paused if !run.is_running() => {
+            return (format!("{} {}", glyphs.pause, run.words()), theme.paused);
+        }
         Status::Attaching => (glyphs.under_way, "ATTACHING", theme.attaching),
         Status::Running => (glyphs.on, "RUNNING", theme.running),
         Status::Paused => (glyphs.pause, "PAUSED", theme.paused),

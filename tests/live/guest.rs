@@ -45,7 +45,7 @@ pub struct Options {
     pub accel: &'static str,
     /// More words for the kernel's command line.
     pub append: &'static str,
-    /// More options for QEMU.
+    /// More arguments of `scripts/guest`, such as `--hotplug`; behind `--` those of QEMU itself.
     pub more: &'static [&'static str],
 }
 
@@ -134,7 +134,7 @@ impl Guest {
         if options.plain {
             command.arg("--plain");
         }
-        command.arg("--").args(options.more);
+        command.args(options.more);
         let output = command.output().expect("scripts/guest can be run");
         let said = String::from_utf8_lossy(&output.stderr);
         match output.status.code() {
@@ -180,6 +180,14 @@ impl Guest {
         // The script's guests end when they are reset, so that a crash ends a test.
         self.qmp("set-action", json!({ "reboot": "reset" }));
         self.qmp("system_reset", json!({}));
+        self.jobs = [false; MAX_JOBS];
+        self.wait_for_boots(boots + 1);
+    }
+
+    /// Starts the kernel of `scripts/guest --kexec` in the place of the one that runs and waits until it has booted.
+    pub fn kexec(&mut self) {
+        let boots = self.boots();
+        self.send("work kexec\n");
         self.jobs = [false; MAX_JOBS];
         self.wait_for_boots(boots + 1);
     }
@@ -275,6 +283,12 @@ impl Guest {
     pub fn ask(&mut self, job: &Job, line: &str) -> String {
         let (input, output) = job.descriptors();
         self.sh(&format!("echo '{line}' >&{input}; read -r l <&{output}; echo \"$l\"")).trim_end().to_owned()
+    }
+
+    /// Sends a line to a job that may not answer soon.
+    pub fn ask_later(&mut self, job: &Job, line: &str) {
+        let (input, _) = job.descriptors();
+        self.sh(&format!("echo '{line}' >&{input}"));
     }
 
     /// Answers the next line that a job prints.

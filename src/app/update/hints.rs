@@ -22,7 +22,7 @@ pub fn refresh(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap) {
     };
     let footer = |entry: &Entry| {
         let key = keymap::name(key_here(entry)?);
-        Some(KeyHint { key, ..hint(entry, possible(entry, state, snapshot)) })
+        Some(KeyHint { key, ..hint(entry, snapshot, possible(entry, state, snapshot)) })
     };
     // A popup that takes the keys itself names them itself.
     state.footer = if state.popups.last().is_some_and(popup::takes_keys) {
@@ -41,17 +41,17 @@ pub fn refresh(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap) {
         .map(|entry| {
             let keys: Vec<String> = keymap.keys_of(entry.action).collect();
             let here = if entry.places.contains(&below) { Ok(()) } else { Err(elsewhere(entry)) };
-            KeyHint { key: keys.join(" "), ..hint(entry, here.and_then(|()| entry.available(snapshot))) }
+            KeyHint { key: keys.join(" "), ..hint(entry, snapshot, here.and_then(|()| entry.available(snapshot))) }
         })
         .collect();
 }
 
 /// An action without its key.
-fn hint(entry: &Entry, why_not: Result<(), String>) -> KeyHint {
+fn hint(entry: &Entry, snapshot: &Snapshot, why_not: Result<(), String>) -> KeyHint {
     KeyHint {
         name: entry.name.to_owned(),
         key: String::new(),
-        label: entry.short.to_owned(),
+        label: entry.label(snapshot).to_owned(),
         doc: entry.doc.to_owned(),
         group: group(entry),
         why_not: why_not.err(),

@@ -338,6 +338,8 @@ fn pause(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     match status_now(state, snapshot) {
         Status::Running => vec![Effect::Send(Command::Pause)],
         Status::Paused => vec![Effect::Send(Command::Resume)],
+        // One that was not started, or that somebody has paused, gets to its kernel no other way.
+        Status::Attaching if !snapshot.run.is_running() => vec![Effect::Send(Command::Resume)],
         Status::Attaching => refuse(state, "pause-guest: the engine is still on its way into the guest"),
         Status::Lost => refuse(state, "pause-guest: the guest is lost"),
         Status::Replay => refuse(state, "pause-guest: a recording has no guest to stop"),

@@ -16,7 +16,7 @@ use super::{
     arch::Architecture,
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
-    snapshot::{Capability, Unavailable},
+    snapshot::{Capability, Run, Unavailable},
 };
 
 /// The registers of a driver's architecture.
@@ -109,6 +109,35 @@ pub trait VmiDriver: 'static {
     fn resets(&self) -> u64 {
         0
     }
+
+    /// What the hypervisor says of the guest as a whole; `None` where nobody but us can stop it. A guest that is held for
+    /// a moment, at an event or for a change of breakpoints, runs.
+    fn run(&self) -> Option<Run> {
+        None
+    }
+
+    /// What has happened to the machine from outside since the last call, oldest first. To be asked often: this is also
+    /// when the driver follows a machine that was changed.
+    fn news(&self) -> Vec<News> {
+        Vec::new()
+    }
+
+    /// The vCPUs that there are now, in order: after one was unplugged their numbers have a gap.
+    fn vcpu_ids(&self) -> Vec<VcpuId> {
+        (0..self.info().map_or(0, |info| info.vcpus)).map(VcpuId).collect()
+    }
+}
+
+/// Something that has happened to a machine and that was not our doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A sentence for the user.
+    Said(String),
+    /// vCPUs or memory were plugged in or out: [`VmiDriver::info`] and [`VmiDriver::vcpu_ids`] say something new.
+    Changed(String),
+    /// Somebody has stopped the guest and let it go on. Another guest's memory may be in it now: a snapshot was loaded, or
+    /// a migration has come in.
+    Interrupted,
 }
 
 /// Reading guest-physical memory.

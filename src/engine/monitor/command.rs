@@ -13,7 +13,7 @@ use crate::engine::{
     error::VmiError,
     os::VmiOs,
     session::VmiSession,
-    snapshot::{BreakpointId, BreakpointState, EventKind, FaultId, Process, Scope, TableId},
+    snapshot::{BreakpointId, BreakpointState, FaultId, Process, Scope, TableId},
 };
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
@@ -36,8 +36,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
             Command::RetryFault(id) => Self::said(self.faults.retry(id, now(vmi)), "the page is asked for again"),
             Command::ClearFault(id) => Self::said(self.faults.clear(id), "the page is forgotten"),
-            Command::Pause => self.pause(vmi),
-            Command::Resume => self.resume(vmi),
+            Command::Pause => {
+                let answer = self.pause(vmi.core());
+                self.refresh_vcpus(vmi);
+                answer
+            }
+            Command::Resume => self.resume(vmi.core()),
             Command::Step(vcpu) => self.step(vmi, vcpu),
             Command::Inspect(subject) => {
                 self.inspect(subject);
@@ -61,7 +65,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
     }
 
-    fn writable(&self, what: &str) -> Result<(), String> {
+    pub(super) fn writable(&self, what: &str) -> Result<(), String> {
         if self.options.read_only {
             return Err(format!("{what}: this session is read-only; start without --read-only to change the guest"));
         }
@@ -329,31 +333,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         Ok(Done::Said(format!("{va} is not monitored any more")))
     }
 
-    fn pause(&mut self, vmi: VmiSession<'_, D, Os>) -> Answer {
-        self.writable("pause")?;
-        if self.paused {
-            return Ok(Done::Said("the guest is paused already".into()));
-        }
-        vmi.core().pause().map_err(|error| format!("could not pause the guest: {error}"))?;
-        self.paused = true;
-        self.refresh_vcpus(vmi);
-        self.log.say(now(vmi), EventKind::Vm, "the guest was paused");
-        Ok(Done::Said("the guest is paused".into()))
-    }
-
-    fn resume(&mut self, vmi: VmiSession<'_, D, Os>) -> Answer {
-        if !self.paused {
-            return Ok(Done::Said("the guest runs already".into()));
-        }
-        vmi.core().resume().map_err(|error| format!("could not let the guest run: {error}"))?;
-        self.paused = false;
-        self.log.say(now(vmi), EventKind::Vm, "the guest runs again");
-        Ok(Done::Said("the guest runs again".into()))
-    }
-
     fn step(&mut self, vmi: VmiSession<'_, D, Os>, vcpu: VcpuId) -> Answer {
         self.writable("single-step")?;
-        if !self.paused {
+        if self.run(vmi.core()).is_running() {
             return Err("a running guest cannot be stepped: pause it first".into());
         }
         vmi.driver().step(vcpu).map_err(|error| format!("could not step vCPU {vcpu}: {error}"))?;

@@ -83,7 +83,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         let at_ns = now(vmi);
         self.faults.tick(at_ns);
-        let roots = if self.paused { Vec::new() } else { self.faults.awaited_roots(at_ns) };
+        let stands = !self.run(vmi.core()).is_running();
+        let roots = if stands { Vec::new() } else { self.faults.awaited_roots(at_ns) };
         // The way back from a refusal is there before anything is injected.
         self.watch_refusals(vmi, !roots.is_empty());
         if D::REPORTS_SWITCHES {
@@ -94,7 +95,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if roots.is_empty() {
             return;
         }
-        for vcpu in (0..vmi.info().map_or(0, |info| info.vcpus)).map(VcpuId) {
+        for vcpu in vmi.driver().vcpu_ids() {
             if let Err(error) = self.inject_on(vmi, vcpu, at_ns) {
                 tracing::debug!(%error, "could not inject a page fault");
             }
@@ -215,7 +216,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// While pages are injected, listens to the guest's exception dispatch.
     fn watch_refusals(&mut self, vmi: VmiSession<'_, D, Os>, awaited: bool) {
-        let vcpus = (0..vmi.info().map_or(0, |info| info.vcpus)).map(VcpuId);
+        let vcpus = vmi.driver().vcpu_ids();
         let wanted = awaited || vcpus.into_iter().any(|vcpu| self.faults.is_in_flight(vcpu));
         if wanted == self.refusal_at.is_some() {
             return;

@@ -5,11 +5,14 @@
 //! a reset. What differs between drivers is [`Platform`].
 //! Imports everything in the engine but the worker.
 
+mod ages;
 mod answer;
 mod command;
 mod detail;
 mod disasm;
+mod kernel_watch;
 mod log;
+mod machine;
 mod missing;
 mod modules;
 mod owners;
@@ -36,6 +39,8 @@ pub(in crate::engine) use self::platform::second_level;
 pub use self::platform::{Platform, STORM_SECONDS};
 
 use self::{
+    ages::Reads,
+    kernel_watch::KernelWatch,
     log::EventLog,
     missing::Returns,
     owners::Owners,
@@ -56,7 +61,7 @@ use super::{
     os::VmiOs,
     ptm::PageTableMonitor,
     session::{Interrupted, VmiContext, VmiHandler, VmiSession},
-    snapshot::{BreakpointId, Detail, Process, Scope, Snapshot, TableId},
+    snapshot::{BreakpointId, Detail, Process, Run, Scope, Snapshot, TableId},
 };
 
 /// The longest wait for an event: a command is answered within a frame.
@@ -127,7 +132,7 @@ struct Step {
 pub enum Ended {
     /// It was asked to.
     Asked,
-    /// The guest was reset: see [`Monitor::forget_kernel`].
+    /// The guest was reset, or its kernel was replaced by another: see [`Monitor::forget_kernel`].
     Reset,
 }
 
@@ -151,6 +156,8 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     hidden_threads: Vec<(u32, u32)>,
     /// Pauses of the user's: 0 or 1.
     paused: bool,
+    /// How the guest was when that was last told.
+    last_run: Run,
     subject: Option<Subject>,
     detail: Option<Arc<Detail>>,
     search: Option<Search>,
@@ -172,6 +179,10 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     /// Resets of the guest when its kernel was looked for, and whether there was another kernel before.
     resets: u64,
     was_reset_before: bool,
+    /// What has become of the kernel before, as a sentence.
+    lost_by: &'static str,
+    kernel: KernelWatch,
+    reads: Reads,
     os: std::marker::PhantomData<Os>,
 }
 
@@ -195,6 +206,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             seen_processes: false,
             hidden_threads: Vec::new(),
             paused: false,
+            last_run: Run::default(),
             subject: None,
             detail: None,
             search: None,
@@ -210,6 +222,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             quit: false,
             resets: 0,
             was_reset_before: false,
+            lost_by: reset::BY_RESET,
+            kernel: KernelWatch::default(),
+            reads: Reads::default(),
             os: std::marker::PhantomData,
         }
     }
@@ -337,7 +352,15 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
         if self.quit {
             return Some(Ended::Asked);
         }
+        if self.follow_machine(vmi.core()) {
+            self.kernel.interrupted = Some(Instant::now());
+        }
         if self.was_reset(vmi.core()) {
+            self.lost_by = reset::BY_RESET;
+            return Some(Ended::Reset);
+        }
+        if let Some(by) = self.kernel.replaced.take() {
+            self.lost_by = by;
             return Some(Ended::Reset);
         }
         self.continue_search(vmi);

@@ -13,7 +13,7 @@ use crate::engine::{
     os::VmiOs,
     session::{VmiCore, VmiSession},
     snapshot::{
-        Capability, Counters, Guest, Process, SearchProgress, Snapshot, Status, SymbolTable, Unavailable, Vcpu,
+        Capability, Counters, Guest, Process, Run, SearchProgress, Snapshot, Status, SymbolTable, Unavailable, Vcpu,
     },
 };
 
@@ -28,7 +28,7 @@ const QUIET: Duration = Duration::from_secs(1);
 struct Said {
     parts: [u64; 8],
     counters: Counters,
-    paused: bool,
+    run: Run,
     truncated: bool,
     detail: Option<usize>,
     search: Option<usize>,
@@ -49,7 +49,7 @@ impl Said {
                 snapshot.event_rates.generation,
             ],
             counters: Counters { snapshots: 0, ..snapshot.counters },
-            paused: snapshot.status == Status::Paused,
+            run: snapshot.run.clone(),
             truncated: snapshot.processes_truncated,
             detail: snapshot.detail.as_ref().map(|detail| Arc::as_ptr(detail).addr()),
             search: snapshot.search.as_ref().map(|search| Arc::as_ptr(search).addr()),
@@ -129,6 +129,14 @@ impl Publisher {
         }
     }
 
+    pub(super) fn guest(&self) -> &Guest {
+        &self.current.guest
+    }
+
+    pub(super) fn set_guest(&mut self, guest: Guest) {
+        self.current.guest.set(guest);
+    }
+
     pub(super) fn set_notice(&mut self, notice: Option<Arc<str>>) {
         self.current.notice = notice;
     }
@@ -195,11 +203,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     fn prepare(&mut self, vmi: VmiSession<'_, D, Os>) {
         self.refresh_faults(vmi);
-        self.fill(vmi.core(), if self.paused { Status::Paused } else { Status::Running });
+        let run = self.run(vmi.core());
+        self.fill(vmi.core(), if run.is_running() { Status::Running } else { Status::Paused }, run);
     }
 
     /// Brings the working copy up to date with what is known.
-    pub(super) fn fill(&mut self, core: &VmiCore<D>, status: Status) {
+    pub(super) fn fill(&mut self, core: &VmiCore<D>, status: Status, run: Run) {
         let clock = core.driver().clock_ns();
         if std::mem::take(&mut self.publisher.breakpoints_changed) {
             self.sync_breakpoints(core);
@@ -218,6 +227,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         snapshot.driver = D::KIND;
         snapshot.read_only = self.options.read_only;
         snapshot.status = status;
+        snapshot.ages = self.reads.ages(clock, status == Status::Running);
+        snapshot.run = run;
         snapshot.taken_at_ns = clock;
         snapshot.hit_cost_ns = D::hit_cost(core).and_then(|cost| u64::try_from(cost.as_nanos()).ok());
         snapshot.tables_monitored = self.ptm.monitored_tables() as u64;

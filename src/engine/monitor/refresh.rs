@@ -7,7 +7,7 @@ use std::{
 
 use super::{Monitor, Platform, elapsed, missing, now};
 use crate::engine::{
-    addr::{AddressContext, VcpuId},
+    addr::AddressContext,
     arch::{Architecture, Registers, amd64::Amd64},
     os::VmiOs,
     session::VmiSession,
@@ -53,10 +53,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             vmi.flush_gfn_cache();
             self.check_owners(vmi);
         }
-        if let Some(period) = D::TABLE_POLL
-            && elapsed(&mut self.due.tables, period)
-        {
-            self.poll_tables(vmi);
+        match D::TABLE_POLL {
+            Some(period) if elapsed(&mut self.due.tables, period) => self.poll_tables(vmi),
+            // Every write to them is an event.
+            None => self.reads.tables = Some(now(vmi)),
+            Some(_) => {}
         }
         if self.publisher.is_seen() {
             if elapsed(&mut self.due.vcpus, D::VCPU_POLL) {
@@ -116,6 +117,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 return;
             }
         };
+        self.reads.processes = Some(now(vmi));
         self.check_owners_by(vmi, &list.processes);
         self.refresh_symbols(vmi);
         self.tell_process_changes(vmi, &list.processes);
@@ -167,10 +169,13 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     pub(super) fn refresh_vcpus(&mut self, vmi: VmiSession<'_, D, Os>) {
-        let count = vmi.info().map_or(0, |info| info.vcpus);
+        let ids = vmi.driver().vcpu_ids();
         let os = vmi.underlying_os();
-        let mut vcpus = Vec::with_capacity(usize::from(count));
-        for id in (0..count).map(VcpuId) {
+        let mut vcpus = Vec::with_capacity(ids.len());
+        let mut mapped = Vec::with_capacity(ids.len());
+        vmi.flush_v2p_cache();
+        vmi.flush_gfn_cache();
+        for id in ids {
             let registers = match vmi.core().registers(id) {
                 Ok(registers) => registers,
                 Err(error) => {
@@ -178,6 +183,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                     continue;
                 }
             };
+            mapped.push(os.is_mapped(vmi.with_registers(&registers)));
             let current = os.current_process(vmi.with_registers(&registers)).ok().flatten();
             vcpus.push(Vcpu {
                 id,
@@ -188,19 +194,25 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             });
         }
         if !vcpus.is_empty() {
+            self.reads.vcpus = Some(now(vmi));
             self.publisher.set_vcpus(vcpus);
+            self.watch_kernel(vmi, &mapped);
         }
     }
 
     /// Reads monitored tables again where writes to them raise no events.
     pub(super) fn poll_tables(&mut self, vmi: VmiSession<'_, D, Os>) {
         if D::TABLE_POLL.is_none() || self.ptm.monitored_addresses() == 0 {
+            self.reads.tables = Some(now(vmi));
             return;
         }
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();
         match self.ptm.poll(vmi.core()) {
-            Ok(events) => self.table_events(vmi, &events, None),
+            Ok(events) => {
+                self.reads.tables = Some(now(vmi));
+                self.table_events(vmi, &events, None);
+            }
             Err(error) => tracing::debug!(%error, "could not read the monitored page tables"),
         }
     }

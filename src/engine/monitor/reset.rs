@@ -1,10 +1,14 @@
-//! A guest that is reset under us: what was learnt of its kernel is void, what the user asked for is not.
+//! A guest that is reset under us, or whose kernel is replaced by another one (kexec, a snapshot of another boot): what
+//! was learnt of its kernel is void, what the user asked for is not.
 //!
 //! The session on the old kernel ends like any other, with everything taken out of the guest. Whoever runs the monitor then
 //! looks for the kernel again ([`Monitor::seek`]) and starts a session on it, which sets the user's rows anew.
 
 use super::{
-    Monitor, Platform, fault_loop,
+    Monitor, Platform,
+    ages::Reads,
+    fault_loop,
+    kernel_watch::KernelWatch,
     owners::{Owners, over},
     resolve::resolve,
     told,
@@ -20,6 +24,9 @@ use crate::engine::{
     snapshot::{BreakpointState, EventKind, ProcessKey, Scope, Status, SymbolTable},
 };
 
+/// What is said of a guest whose button was pressed.
+pub(super) const BY_RESET: &str = "the guest was reset";
+
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Whether the guest was reset since its kernel was looked for. One that is paused has not run since then, and is let
     /// be until it does.
@@ -34,17 +41,23 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     /// Publishes that no kernel is found yet, and why.
     pub fn seek(&mut self, core: &VmiCore<D>, why: &str) {
-        let reset = if self.was_reset_before { "the guest was reset; " } else { "" };
-        self.fill(core, Status::Attaching);
-        self.publisher.set_notice(Some(format!("{reset}no kernel found yet, looking again: {why}").as_str().into()));
+        self.follow_machine(core);
+        let run = self.run(core);
+        let reset = if self.was_reset_before { format!("{}; ", self.lost_by) } else { String::new() };
+        let stands = if run.is_running() { String::new() } else { format!("{}; ", run.sentence()) };
+        self.fill(core, Status::Attaching, run);
+        let notice = format!("{reset}{stands}no kernel found yet, looking again: {why}");
+        self.publisher.set_notice(Some(notice.as_str().into()));
         self.deliver();
     }
 
     /// Forgets the kernel of a guest that was reset, after its session has ended: breakpoints and addresses in the kernel
     /// wait for the next one, those of processes go with their processes.
     pub fn forget_kernel(&mut self, core: &VmiCore<D>) {
-        let at_ns = core.driver().clock_ns();
+        let (at_ns, by) = (core.driver().clock_ns(), self.lost_by);
         self.was_reset_before = true;
+        self.kernel = KernelWatch::default();
+        self.reads = Reads::default();
         // The session's teardown has emptied both; whatever it could not take out, the reset did.
         self.bpm = BreakpointManager::new();
         self.ptm = PageTableMonitor::default();
@@ -63,21 +76,21 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             if let Some(owner) = row.owner
                 && row.state != BreakpointState::Ended
             {
-                row.end(after_reset(&self.owners, owner));
+                row.end(after_reset(&self.owners, owner, by));
             }
         }
         for row in self.tables.values_mut() {
             if let Some(owner) = row.owner
                 && row.ended.is_none()
             {
-                row.ended = Some(after_reset(&self.owners, owner));
+                row.ended = Some(after_reset(&self.owners, owner, by));
             }
         }
         self.owners = Owners::default();
         let waiting = self.breakpoints.values().filter(|row| row.is_on()).count();
         let waiting =
             if waiting == 1 { "1 breakpoint waits".to_owned() } else { format!("{waiting} breakpoints wait") };
-        let text = format!("the guest was reset: its kernel is looked for again, {waiting} for it");
+        let text = format!("{by}: its kernel is looked for again, {waiting} for it");
         tracing::warn!("{text}");
         self.log.say(at_ns, EventKind::Vm, text);
         self.publisher.breakpoints_changed = true;
@@ -120,7 +133,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 if let Err(error) = armed {
                     failed += 1;
                     row.state = BreakpointState::Failed;
-                    row.error = Some(format!("could not be set again after the reset: {error}"));
+                    row.error = Some(format!("could not be set again in the new kernel: {error}"));
                 }
             }
             self.breakpoints.shift_insert(index, id, row);
@@ -137,7 +150,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 }
                 Err(error) => {
                     failed += 1;
-                    tracing::warn!(%error, "a monitored address is dropped: it could not be found after the reset");
+                    tracing::warn!(%error, "a monitored address is dropped: the new kernel does not have it");
                     self.tables.shift_remove(&id);
                 }
             }
@@ -156,10 +169,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 }
 
 /// What a row of a process says after a reset.
-fn after_reset(owners: &Owners, owner: ProcessKey) -> String {
+fn after_reset(owners: &Owners, owner: ProcessKey, by: &str) -> String {
     match owners.get(owner) {
-        Some(process) => format!("{}: the guest was reset", over(process)),
-        None => format!("ended: its process {} is gone: the guest was reset", owner.pid),
+        Some(process) => format!("{}: {by}", over(process)),
+        None => format!("ended: its process {} is gone: {by}", owner.pid),
     }
 }
 

@@ -21,6 +21,15 @@ use super::{
     symbols::SymbolTable,
 };
 
+/// By what a kernel that runs is told from one whose memory only has not been used again yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VitalSigns {
+    /// Whether what was found of it is where it was: its image, its name, its map of memory.
+    pub is_intact: bool,
+    /// Its count of timer ticks, which never falls; `None` where it cannot be read.
+    pub ticks: Option<u64>,
+}
+
 /// The general-purpose registers of a driver's architecture.
 pub type GpOf<Driver> = <RegistersOf<Driver> as Registers>::GpRegisters;
 
@@ -127,6 +136,17 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
     /// How long the guest has been up, in nanoseconds, by the clock that its processes' start times count on; `None` where
     /// that is not read.
     fn uptime_ns(&self, _vmi: VmiSession<'_, Driver, Self>) -> Option<u64> {
+        None
+    }
+
+    /// Whether the address space of the vCPU whose registers the state has maps this kernel where it was found; `None`
+    /// where the registers do not tell, as those of firmware or of a vCPU that was never started.
+    fn is_mapped(&self, _vmi: VmiState<'_, Driver, Self>) -> Option<bool> {
+        None
+    }
+
+    /// Signs of life of the kernel that was found; `None` where they are not read.
+    fn vital_signs(&self, _vmi: VmiSession<'_, Driver, Self>) -> Option<VitalSigns> {
         None
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+mod ages;
 mod breakpoint;
 mod clean;
 mod detail;
@@ -18,9 +19,11 @@ mod id;
 mod machine;
 mod part;
 mod process;
+mod run;
 mod table;
 
 pub use self::{
+    ages::Ages,
     breakpoint::{Breakpoint, BreakpointState, Hit, Scope},
     clean::clean,
     detail::{
@@ -32,6 +35,7 @@ pub use self::{
     machine::{Capability, Guest, Unavailable, Vcpu},
     part::Part,
     process::{Process, ProcessFlag, ProcessKey},
+    run::{Run, RunState, StoppedBy, WayOn},
     table::{Table, WalkEntry},
 };
 pub use super::{
@@ -51,7 +55,7 @@ pub enum Status {
     Attaching,
     /// The vCPUs run.
     Running,
-    /// We (or somebody else) stopped the vCPUs.
+    /// The vCPUs stand, whoever stopped them: see [`Snapshot::run`].
     Paused,
     /// The guest or the engine is gone: see [`Snapshot::notice`].
     Lost,
@@ -68,6 +72,9 @@ pub struct Snapshot {
     pub taken_at_ns: u64,
     /// Live, paused, lost, replayed.
     pub status: Status,
+    /// What the hypervisor says of the guest, and who made it stand. While the engine is on its way into the guest, or
+    /// has lost it, this is what was last known.
+    pub run: Run,
     /// Whether the driver refuses every change of the guest.
     pub read_only: bool,
     /// "demo", "qemu", "xen", "dump" or "replay".
@@ -82,6 +89,8 @@ pub struct Snapshot {
     pub processes: Part<Vec<Process>>,
     /// Whether a bound cut the process list short (a cyclic or absurdly long list).
     pub processes_truncated: bool,
+    /// How old the lists are that could not be read again.
+    pub ages: Ages,
     /// Breakpoints in the order in which they were set.
     pub breakpoints: Part<Vec<Breakpoint>>,
     /// Monitored addresses in the order in which they were added.

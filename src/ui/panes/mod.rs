@@ -29,6 +29,7 @@ pub(super) use self::{
 use regex::Regex;
 
 use super::{
+    format,
     layout::{PaneParts, pane_parts},
     pen::{Pen, width, wrap},
     rows::{self, Placed, RowRef, Rows},
@@ -135,6 +136,14 @@ fn title(
     }
 }
 
+/// How old a list is that could not be read again.
+fn old(age_ns: u64) -> String {
+    match age_ns / 1_000_000_000 {
+        seconds @ 0..60 => format!("{seconds} s old"),
+        _ => format!("{} old", format::age(age_ns)),
+    }
+}
+
 /// The counts behind a title, as many as fit.
 fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char, room: u16) -> String {
     let [first, second, third, fourth] = list.tally().states;
@@ -147,7 +156,8 @@ fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char, room: u16) 
     match pane {
         PaneId::Processes => {
             if list.total() > 0 {
-                words.push(format!("({})", list.total()));
+                let old = snapshot.ages.processes.map_or_else(String::new, |age| format!(", {}", old(age)));
+                words.push(format!("({}{old})", list.total()));
             }
             if first > 0 {
                 words.push(format!("{first} hidden"));
@@ -165,6 +175,7 @@ fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char, room: u16) 
             say(usize::try_from(snapshot.tables_monitored).unwrap_or(usize::MAX), "tables");
             if list.total() > 0 {
                 words.push(format!("{first} in"));
+                words.extend(snapshot.ages.page_tables.map(old));
             }
         }
         PaneId::Faults => {

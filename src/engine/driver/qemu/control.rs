@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     QemuOptions, cpu_text,
@@ -20,16 +20,20 @@ use super::{
     guardian::Guardian,
     int3::Patch,
     leftover::{self, Folder},
+    plugs,
     points::Point,
     process,
     qmp::Qmp,
+    run_state::Outside,
     transport::Address,
 };
 use crate::engine::{
     addr::{Pa, Va, VcpuId},
     arch::amd64::{Amd64, Amd64Registers},
+    driver::News,
     error::VmiError,
     event::VmiEvent,
+    snapshot::RunState,
 };
 
 /// How long a stop may take after it was asked for, before QMP is asked whether the guest runs.
@@ -59,6 +63,8 @@ pub(super) struct Control {
     pub(super) pauses: u32,
     /// Somebody else has stopped the guest, or the guest itself (a panic, a shutdown).
     pub(super) foreign: bool,
+    /// What QEMU says of all that is not our doing.
+    pub(super) outside: Outside,
 
     pub(super) breakpoints: BTreeMap<Va, Point>,
     /// How many were set so far.
@@ -94,9 +100,7 @@ impl Control {
         let qemu = pid.and_then(|pid| Some((pid, process::start_time(pid)?)));
         let monitor = Arc::new(Mutex::new(qmp));
         let notices = if options.read_only { Vec::new() } else { leftover::repair_all(&monitor, qemu, &qmp_address)? };
-        let cpus = monitor.lock().unwrap_or_else(PoisonError::into_inner).execute("query-cpus-fast", json!({}))?;
-        let index = |cpu: &Value| u16::try_from(cpu.get("cpu-index")?.as_u64()?).ok().map(VcpuId);
-        let vcpus = cpus.as_array().into_iter().flatten().filter_map(index).collect();
+        let vcpus = plugs::vcpus(&mut monitor.lock().unwrap_or_else(PoisonError::into_inner))?;
         let gdb_option = options.gdb.as_deref().map(str::parse).transpose()?;
         let mut control = Self {
             monitor,
@@ -113,6 +117,7 @@ impl Control {
             running: true,
             pauses: 0,
             foreign: false,
+            outside: Outside::new(),
             breakpoints: BTreeMap::new(),
             points_set: 0,
             patches: Vec::new(),
@@ -131,9 +136,11 @@ impl Control {
             notices,
         };
         let status = control.status()?;
-        control.running = status == "running";
+        control.running = status == RunState::Running;
         control.foreign = !control.running;
-        if status == "debug" {
+        let memory_bytes = plugs::memory_bytes(&mut control.qmp());
+        control.outside.memory_bytes = memory_bytes;
+        if status == RunState::Debug {
             control.notices.push(
                 "the guest stands at a breakpoint that some other debugger has left (run state \"debug\"); resume it \
                  to let it run"
@@ -148,12 +155,8 @@ impl Control {
         self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn status(&self) -> Result<String, VmiError> {
-        leftover::status(&mut self.qmp())
-    }
-
-    pub fn is_running_now(&self) -> Result<bool, VmiError> {
-        Ok(self.status()? == "running")
+    pub fn is_running_now(&mut self) -> Result<bool, VmiError> {
+        Ok(self.status()? == RunState::Running)
     }
 
     pub fn vcpus(&self) -> u16 {
@@ -193,9 +196,10 @@ impl Control {
     pub fn listen(&mut self) -> Result<(), VmiError> {
         let events = self.qmp().events();
         let events = self.explained(events)?;
-        let (mut last, mut resumed) = (None, false);
+        let (mut last, mut resumed, mut ask) = (None, false, false);
         for event in &events {
-            match event.as_str() {
+            ask |= self.outside.hear(event);
+            match event.name.as_str() {
                 "STOP" => last = Some(false),
                 "RESUME" => {
                     last = Some(true);
@@ -203,6 +207,7 @@ impl Control {
                 }
                 "RESET" => {
                     self.resets += 1;
+                    self.shut_down = false;
                     self.idt.clear();
                     // No vCPU is where it was: no hit is left to be told of or to be stepped over.
                     self.pending.clear();
@@ -217,10 +222,10 @@ impl Control {
         }
         // What we did ourselves is told as well, late and in order: only a contradiction is looked into.
         if !self.running && (last == Some(true) || (resumed && self.foreign)) {
-            match self.status()?.as_str() {
-                "running" => self.set_running_by_others()?,
+            match self.status()? {
+                RunState::Running => self.set_running_by_others()?,
                 // Set running by somebody else, and stopped by a breakpoint of ours.
-                "debug" if self.foreign => {
+                RunState::Debug if self.foreign => {
                     self.foreign = false;
                     self.note_foreign()?;
                 }
@@ -231,15 +236,18 @@ impl Control {
             self.running = false;
             self.foreign = true;
             self.note_foreign()?;
+        } else if resumed && self.stub.is_none() {
+            self.outside.tell(News::Interrupted);
         }
-        Ok(())
+        if ask || self.outside.is_due() { self.look_around() } else { Ok(()) }
     }
 
     /// Somebody else has let the guest run; that wins. The stub (from QEMU 8.1 on) reports the next stop only to who
     /// has let it run, so we take it over.
-    fn set_running_by_others(&mut self) -> Result<(), VmiError> {
+    pub fn set_running_by_others(&mut self) -> Result<(), VmiError> {
         self.foreign = false;
         self.running = true;
+        self.outside.tell(News::Interrupted);
         if self.stub.is_some() {
             self.hold()?;
             self.go_on()?;
@@ -319,11 +327,12 @@ impl Control {
     pub fn resume(&mut self) -> Result<(), VmiError> {
         self.listen()?;
         if self.pauses == 0 && self.foreign {
-            self.guard()?;
-            self.foreign = false;
-            self.note_foreign()?;
+            return self.overrule();
         }
         self.pauses = self.pauses.saturating_sub(1);
+        if self.pauses == 0 {
+            self.yield_to_others()?;
+        }
         if self.wants_to_run() {
             let ran = self.go_on();
             return self.explained(ran);

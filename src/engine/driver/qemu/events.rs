@@ -133,6 +133,13 @@ impl Control {
 
     fn trapped(&mut self, thread: Thread, watch: Option<u64>) -> Result<(), VmiError> {
         let reported = thread.vcpu();
+        if !self.vcpus.contains(&reported) {
+            // Plugged in since it was last looked; one that is gone again has nothing to report.
+            self.look_at_vcpus()?;
+            if !self.vcpus.contains(&reported) {
+                return Ok(());
+            }
+        }
         let registers = self.registers(reported)?;
         if self.running {
             return Ok(());
@@ -212,6 +219,10 @@ impl Control {
     /// Applies the answer to an event. The guest goes on with the next wait.
     pub fn answer(&mut self, event: &VmiEvent<Amd64>, response: &VmiEventResponse<Amd64>) -> Result<(), VmiError> {
         let vcpu = event.vcpu_id();
+        if !self.vcpus.contains(&vcpu) {
+            // Unplugged while its event was answered.
+            return Ok(());
+        }
         let mut rip = event.registers().gp.rip;
         if let Some(gp) = response.registers.filter(|gp| *gp != event.registers().gp) {
             let now = self.registers(vcpu)?;
@@ -350,6 +361,7 @@ impl Control {
         if self.running || self.wants_to_run() {
             return Err(VmiError::Invalid("the guest runs: pause it before stepping".into()));
         }
+        self.may_be_stepped()?;
         self.attach_stub()?;
         let registers = self.registers(vcpu)?;
         let va = Va(registers.gp.rip);

@@ -24,9 +24,11 @@ pub mod libvirt;
 mod mapping;
 mod memory;
 mod mtree;
+mod plugs;
 mod points;
 mod process;
 mod qmp;
+mod run_state;
 mod stub;
 mod transport;
 
@@ -41,8 +43,8 @@ use serde_json::{Value, json};
 pub use self::memory::MemoryPath;
 use self::{control::Control, memory::Memory};
 use super::{
-    MemoryAccess, VmiDebugControl, VmiDriver, VmiEventControl, VmiInfo, VmiQueryRegisters, VmiRead, VmiSetRegisters,
-    VmiStep, VmiVmControl, VmiWrite,
+    MemoryAccess, News, VmiDebugControl, VmiDriver, VmiEventControl, VmiInfo, VmiQueryRegisters, VmiRead,
+    VmiSetRegisters, VmiStep, VmiVmControl, VmiWrite,
 };
 use crate::engine::{
     addr::{AddressContext, Gfn, Pa, Va, VcpuId},
@@ -55,7 +57,7 @@ use crate::engine::{
     },
     error::VmiError,
     event::{VmiEvent, VmiEventResponse},
-    snapshot::{Capability, Unavailable, clean},
+    snapshot::{Capability, Run, Unavailable, clean},
 };
 
 /// Which QEMU, and what may be done with it. With none of the addresses, the only QEMU on this machine is meant.
@@ -82,9 +84,10 @@ pub struct QemuOptions {
 
 /// A guest in QEMU.
 pub struct QemuDriver {
-    memory: Memory,
+    memory: RefCell<Memory>,
     control: RefCell<Control>,
-    info: VmiInfo,
+    name: String,
+    memory_file: Option<PathBuf>,
     kvm: bool,
     read_only: bool,
     attached: Instant,
@@ -116,27 +119,39 @@ impl QemuDriver {
             qmp.execute("query-name", json!({}))?.get("name").and_then(Value::as_str).map(|name| clean(name, 60));
         let name = name.unwrap_or_else(|| pid.map_or_else(|| "qemu".to_owned(), |pid| format!("qemu-{pid}")));
         let kvm = qmp.execute("query-kvm", json!({}))?.get("enabled") == Some(&Value::Bool(true));
-        // What the user has given the machine, of which some may lie under the firmware.
-        let summary = qmp.execute("query-memory-size-summary", json!({})).unwrap_or_default();
-        let part = |name| summary.get(name).and_then(Value::as_u64);
-        let given = part("base-memory").map(|base| base.saturating_add(part("plugged-memory").unwrap_or(0)));
         let control = Control::new(qmp, pid, kvm, &options)?;
-        let info = VmiInfo {
-            name,
-            vcpus: control.vcpus(),
-            memory_bytes: given.unwrap_or_else(|| memory.bytes()),
-            max_gfn: Gfn(memory.end().saturating_sub(1) >> 12),
-        };
-        let read_only = options.read_only;
         Ok(Self {
-            memory,
+            memory: RefCell::new(memory),
             control: RefCell::new(control),
-            info,
+            name,
+            memory_file: options.memory,
             kvm,
-            read_only,
+            read_only: options.read_only,
             attached: Instant::now(),
             patches_seen: Cell::new(Instant::now()),
         })
+    }
+
+    /// Finds out anew where the guest's memory is, after some was plugged in or out.
+    fn follow_memory(&self) {
+        let mut control = self.control.borrow_mut();
+        if !std::mem::take(&mut control.outside.memory_changed) {
+            return;
+        }
+        let opened = Memory::open(&mut control.qmp(), control.pid, self.memory_file.as_deref());
+        let told = match opened {
+            Ok(memory) => {
+                let (old, new) = (self.memory.borrow().bytes(), memory.bytes());
+                *self.memory.borrow_mut() = memory;
+                if old == new {
+                    return;
+                }
+                let what = if new > old { "plugged in" } else { "unplugged" };
+                format!("{} MiB of memory {what}: there are {} MiB now", new.abs_diff(old) >> 20, new >> 20)
+            }
+            Err(error) => format!("the guest's memory has changed, and where it is now could not be found: {error}"),
+        };
+        control.outside.tell(News::Changed(told));
     }
 
     /// Whether the gdb stub is connected.
@@ -146,7 +161,7 @@ impl QemuDriver {
 
     /// How guest memory is read.
     pub fn memory_path(&self) -> MemoryPath {
-        self.memory.path()
+        self.memory.borrow().path()
     }
 
     /// QEMU's process, where it is on this machine.
@@ -230,7 +245,14 @@ impl VmiDriver for QemuDriver {
     type Architecture = Amd64;
 
     fn info(&self) -> Result<VmiInfo, VmiError> {
-        Ok(self.info.clone())
+        let (control, memory) = (self.control.borrow(), self.memory.borrow());
+        Ok(VmiInfo {
+            name: self.name.clone(),
+            vcpus: control.vcpus(),
+            // What the machine was given, of which some may lie under the firmware.
+            memory_bytes: control.outside.memory_bytes.unwrap_or_else(|| memory.bytes()),
+            max_gfn: Gfn(memory.end().saturating_sub(1) >> 12),
+        })
     }
 
     fn capabilities(&self) -> (Vec<Capability>, Vec<Unavailable>) {
@@ -276,16 +298,29 @@ impl VmiDriver for QemuDriver {
     fn resets(&self) -> u64 {
         self.control.borrow().resets
     }
+
+    fn run(&self) -> Option<Run> {
+        Some(self.control.borrow().run_state())
+    }
+
+    fn news(&self) -> Vec<News> {
+        self.follow_memory();
+        self.control.borrow_mut().take_news()
+    }
+
+    fn vcpu_ids(&self) -> Vec<VcpuId> {
+        self.control.borrow().vcpus.clone()
+    }
 }
 
 impl VmiRead for QemuDriver {
     fn read_physical(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
-        self.memory.read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line))
+        self.memory.borrow().read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line))
     }
 
     #[inline]
     fn read_physical_u64(&self, pa: Pa) -> Result<u64, VmiError> {
-        if let Some(value) = self.memory.read_mapped_u64(pa) {
+        if let Some(value) = self.memory.borrow().read_mapped_u64(pa) {
             return Ok(value);
         }
         let mut bytes = [0; 8];
@@ -295,7 +330,7 @@ impl VmiRead for QemuDriver {
 
     #[inline]
     fn is_direct(&self) -> bool {
-        self.memory.is_direct()
+        self.memory.borrow().is_direct()
     }
 }
 

@@ -233,7 +233,7 @@ impl Control {
             patch.repair(stub)?;
             control.forget_patch(va)?;
             // What QEMU could not reach it still has in its list.
-            if taken.is_err() { control.renew_list(stub, va) } else { Ok(()) }
+            if taken.is_err() { control.renew_list(stub, Some(va)) } else { Ok(()) }
         })
     }
 
@@ -267,10 +267,10 @@ impl Control {
         in_memory.map(|(&va, point)| (va, point.pa)).collect()
     }
 
-    /// Drops QEMU's list of breakpoints and gives it ours again, but for one.
-    fn renew_list(&mut self, stub: &mut Gdb, without: Va) -> Result<(), VmiError> {
-        stub.drop_points()?;
-        for (&va, point) in self.breakpoints.iter().filter(|&(&va, _)| va != without) {
+    /// Drops QEMU's list of breakpoints and gives it ours again, for the vCPUs that there are now.
+    pub fn renew_list(&mut self, stub: &mut Gdb, without: Option<Va>) -> Result<(), VmiError> {
+        stub.begin_again()?;
+        for (&va, point) in self.breakpoints.iter().filter(|&(&va, _)| Some(va) != without) {
             let set = match self.patches.iter().find(|patch| patch.va == va.0) {
                 Some(patch) => {
                     let ask = |stub: &mut Gdb| stub.point(true, SOFTWARE, va.0, 1);
@@ -303,7 +303,10 @@ impl Control {
     }
 
     /// Works with the stub and with everything else; without a stub there is nothing to do.
-    fn with_stub(&mut self, work: impl FnOnce(&mut Self, &mut Gdb) -> Result<(), VmiError>) -> Result<(), VmiError> {
+    pub fn with_stub(
+        &mut self,
+        work: impl FnOnce(&mut Self, &mut Gdb) -> Result<(), VmiError>,
+    ) -> Result<(), VmiError> {
         let Some(mut stub) = self.stub.take() else { return Ok(()) };
         let result = work(self, &mut stub);
         self.stub = Some(stub);

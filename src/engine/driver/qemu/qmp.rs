@@ -24,6 +24,17 @@ const REPLY_TIME: Duration = Duration::from_secs(5);
 const LONGEST_LINE: usize = 8 << 20;
 /// Events that are kept until somebody asks for them.
 const MOST_EVENTS: usize = 1024;
+/// The longest event whose data are kept.
+const LONGEST_EVENT: usize = 4096;
+
+/// What QEMU has said on its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Its name, in capitals.
+    pub name: String,
+    /// What belongs to it; `null` where there is nothing, or too much.
+    pub data: Value,
+}
 
 /// A connection to QEMU's monitor.
 #[derive(Debug)]
@@ -33,7 +44,7 @@ pub struct Qmp {
     received: Vec<u8>,
     /// How much of `received` is known to hold no end of line.
     searched: usize,
-    events: VecDeque<String>,
+    events: VecDeque<Event>,
     last_id: u64,
     version: (u64, u64),
     /// Why nothing can be said any more.
@@ -211,11 +222,11 @@ impl Qmp {
         }
     }
 
-    /// The names of the events that have come in since the last call, oldest first.
+    /// The events that have come in since the last call, oldest first.
     ///
     /// # Errors
     /// [`VmiError::Lost`] when QEMU is gone.
-    pub fn events(&mut self) -> Result<Vec<String>, VmiError> {
+    pub fn events(&mut self) -> Result<Vec<Event>, VmiError> {
         if let Some(why) = &self.lost {
             return Err(VmiError::Lost(why.clone()));
         }
@@ -232,7 +243,7 @@ impl Qmp {
                 Ok(None) => return Ok(None),
                 Err(error) => return Err(self.give_up(&error)),
             };
-            let Ok(message) = serde_json::from_slice::<Value>(&line) else {
+            let Ok(mut message) = serde_json::from_slice::<Value>(&line) else {
                 return Err(self.give_up(&io::Error::new(io::ErrorKind::InvalidData, "it does not speak JSON")));
             };
             let Some(event) = message.get("event") else { return Ok(Some(message)) };
@@ -242,10 +253,12 @@ impl Qmp {
                 self.lost = Some(why.clone());
                 return Err(VmiError::Lost(why));
             }
+            let name = event.as_str().unwrap_or_default().to_owned();
+            let data = message.get_mut("data").filter(|_| line.len() <= LONGEST_EVENT).map(Value::take);
             if self.events.len() == MOST_EVENTS {
                 self.events.pop_front();
             }
-            self.events.push_back(event.as_str().unwrap_or_default().to_owned());
+            self.events.push_back(Event { name, data: data.unwrap_or_default() });
         }
     }
 
@@ -322,6 +335,16 @@ mod tests {
         assert_eq!(qmp.execute("x", json!({})).ok(), Some(json!(2)));
         let refused = qmp.execute("y", json!({})).expect_err("refused").to_string();
         assert_eq!(refused, "asking QEMU to y: no \u{241b}[2J");
-        assert_eq!(qmp.events().ok(), Some(vec!["STOP".to_owned()]));
+        assert_eq!(qmp.events().ok(), Some(vec![Event { name: "STOP".to_owned(), data: Value::Null }]));
+    }
+
+    #[test]
+    fn events_bring_what_belongs_to_them_unless_it_is_too_much() {
+        let long = "x".repeat(LONGEST_EVENT);
+        let (mut qmp, _peer) = client(&format!(
+            "{{\"event\": \"RESET\", \"data\": {{\"guest\": true}}}}\n{{\"event\": \"RESET\", \"data\": \"{long}\"}}\n"
+        ));
+        let data: Vec<Value> = qmp.events().expect("events").into_iter().map(|event| event.data).collect();
+        assert_eq!(data, [json!({ "guest": true }), Value::Null]);
     }
 }

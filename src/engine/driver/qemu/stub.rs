@@ -128,6 +128,7 @@ impl Control {
     /// The first thing that failed; the rest was tried all the same.
     pub fn leave(&mut self) -> Result<(), VmiError> {
         let mut result = self.listen();
+        result = result.and(self.yield_to_others());
         if self.stub.is_some() {
             result = result.and(self.hold());
             let breakpoints: Vec<_> = self.breakpoints.keys().copied().collect();

@@ -59,6 +59,9 @@ pub(super) fn detect<Driver>(
 where
     Driver: VmiRead<Architecture = Amd64>,
 {
+    if is_32_bit(registers) {
+        return Err(VmiError::os("the guest runs a 32-bit system, which vmscope does not read"));
+    }
     if registers.cr3 == 0 || (registers.efer != 0 && !registers.is_long_mode()) {
         return Err(VmiError::os(
             "the guest is not in 64-bit mode: it is still in its boot loader, or runs another system",
@@ -120,6 +123,7 @@ where
     Ok(LinuxOs {
         version,
         base: image.base,
+        image: image.pa,
         root: kernel_root,
         isolated: is_isolated(core, &symbols, tables, root),
         direct_map,
@@ -129,6 +133,14 @@ where
         layout,
         symbols,
     })
+}
+
+/// Whether a vCPU pages without long mode, as no 64-bit system does once it is up: long mode needs PAE and is shown by
+/// EFER.LMA (Intel SDM volume 3A, section 4.1.1). Firmware and boot loaders do not page, as a rule.
+fn is_32_bit(registers: &Amd64Registers) -> bool {
+    let (paging, extended) = (registers.cr0 & (1 << 31) != 0, registers.cr4 & (1 << 5) != 0);
+    // A driver that does not know EFER says 0; without PAE it is certain all the same.
+    paging && !registers.is_long_mode() && (!extended || registers.efer != 0)
 }
 
 impl Image {
@@ -307,7 +319,7 @@ where
 }
 
 /// `uname`'s words out of `linux_banner`: the release, and what follows the compiler.
-fn version<Driver>(core: &VmiCore<Driver>, symbols: &SymbolTable, root: Pa) -> String
+pub(super) fn version<Driver>(core: &VmiCore<Driver>, symbols: &SymbolTable, root: Pa) -> String
 where
     Driver: VmiRead<Architecture = Amd64>,
 {

@@ -23,6 +23,7 @@ mod sockets;
 mod syscalls;
 mod tasks;
 mod threads;
+mod vital;
 
 #[cfg(feature = "fuzzing")]
 pub use self::layout::check_profile;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use indexmap::IndexSet;
 
 use self::{current::PerCpu, kernel::Kernel, layout::Layout, module_symbols::Named};
-use super::{CurrentProcess, ProcessList, SystemCall, VmiOs};
+use super::{CurrentProcess, ProcessList, SystemCall, VitalSigns, VmiOs};
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
     arch::amd64::{Amd64, Amd64GpRegisters, Amd64Registers},
@@ -47,6 +48,8 @@ use crate::engine::{
 pub struct LinuxOs {
     version: String,
     base: Va,
+    /// Where the image lies in guest-physical memory.
+    image: Pa,
     root: Pa,
     /// Whether user mode has page tables of its own.
     isolated: bool,
@@ -155,6 +158,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
 
     fn uptime_ns(&self, vmi: VmiSession<'_, Driver, Self>) -> Option<u64> {
         self.kernel(vmi.core()).uptime_ns()
+    }
+
+    fn is_mapped(&self, vmi: VmiState<'_, Driver, Self>) -> Option<bool> {
+        self.kernel(vmi.core()).is_mapped(vmi.registers())
+    }
+
+    fn vital_signs(&self, vmi: VmiSession<'_, Driver, Self>) -> Option<VitalSigns> {
+        Some(self.kernel(vmi.core()).vital_signs())
     }
 
     fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {

@@ -111,6 +111,18 @@ impl Gdb {
         self.threads.clone()
     }
 
+    /// With the guest stopped: drops all breakpoints and watchpoints, on every vCPU, and learns which vCPUs there are now.
+    ///
+    /// # Errors
+    /// When the stub is gone.
+    pub fn begin_again(&mut self) -> Result<(), VmiError> {
+        self.wire.drop_points()?;
+        (self.selected, self.aimed) = (None, None);
+        self.read.1.clear();
+        self.threads = list_threads(&mut self.wire)?;
+        Ok(())
+    }
+
     /// The registers of a vCPU of a stopped guest; the IDT's base and LSTAR are not among them.
     ///
     /// # Errors
@@ -235,14 +247,6 @@ impl Gdb {
             self.aimed = Some((thread, self.wire.stops_seen()));
         }
         Ok(())
-    }
-
-    /// Drops every breakpoint that the stub knows (`?`); returns with the guest stopped as it was.
-    ///
-    /// # Errors
-    /// When the stub is gone.
-    pub fn drop_points(&mut self) -> Result<(), VmiError> {
-        self.wire.drop_points()
     }
 
     /// Chooses whether single steps let interrupts and timers in. A stub that offers no choice is left alone.
