@@ -102,7 +102,7 @@ impl Lab {
         let (project, temporary) = (env!("CARGO_MANIFEST_DIR"), env!("CARGO_TARGET_TMPDIR"));
         let folder = vmscope.parent().expect("a folder").display();
         let copied = lab.shell(&format!(
-            "mkdir -p {folder} {temporary} && ln -sfn /s/project/scripts {project}/scripts && \
+            "mkdir -p {folder} {temporary} {project} && ln -sfn /s/project/scripts {project}/scripts && \
              cp /s/tests/vmscope {folder}/ && cp /s/tests/live_kvm /bin/"
         ));
         assert!(copied.is_ok(), "{copied:?}");
