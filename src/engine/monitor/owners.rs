@@ -24,6 +24,8 @@ pub(super) struct Owners {
     known: Vec<Process>,
     /// Whose the missing pages of an address space are.
     pages: BTreeMap<Pa, ProcessKey>,
+    /// Processes as they were before an `execve` that is still to be told.
+    execs: Vec<Process>,
     /// The process that the open window is about.
     inspected: Option<Process>,
 }
@@ -214,6 +216,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     }
 
     fn settle(&mut self, vmi: VmiSession<'_, D, Os>, known: &Process, process: Option<&Process>) {
+        if let Some(process) = process {
+            self.tell_exec(vmi, process);
+        }
         let settled = match process {
             Some(process) if !process.has_ended() => match (known.root, process.root) {
                 (Some(before), Some(root)) if before != root => self.follow_exec(vmi, known, process, (before, root)),
@@ -305,7 +310,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         process: &Process,
         (before, root): (Pa, Pa),
     ) -> bool {
-        self.tell_exec(vmi, known, process);
+        self.note_exec(known, process);
         let (key, mut all) = (known.key(), true);
         let breakpoints = self.breakpoints_of(key);
         for &id in &breakpoints {
@@ -375,19 +380,28 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
     }
 
-    /// A process runs another program.
-    pub(super) fn tell_exec(&mut self, vmi: VmiSession<'_, D, Os>, before: &Process, process: &Process) {
+    /// A process runs another program. The kernel gives it its address space before its name (`begin_new_exec` in
+    /// `fs/exec.c`), so that is told at the next look.
+    pub(super) fn note_exec(&mut self, before: &Process, process: &Process) {
+        if !self.owners.execs.iter().any(|noted| noted.key() == before.key()) {
+            self.owners.execs.push(before.clone());
+        }
+        // The list is not to find it once more.
+        if let Some(listed) = self.processes.iter_mut().find(|listed| listed.key() == process.key()) {
+            listed.root = process.root;
+        }
+    }
+
+    /// Tells what was noted of a process before, now that it has its name.
+    pub(super) fn tell_exec(&mut self, vmi: VmiSession<'_, D, Os>, process: &Process) {
+        let noted = self.owners.execs.iter().position(|before| before.key() == process.key());
+        let Some(before) = noted.map(|noted| self.owners.execs.swap_remove(noted)) else { return };
         let text = if before.name == process.name {
             format!("{} runs another program by execve", called(process))
         } else {
-            format!("{} runs {} now, by execve", called(before), process.name)
+            format!("{} runs {} now, by execve", called(&before), process.name)
         };
         self.log.push(now(vmi), EventKind::ProcessExec, (None, Some(process.pid), process.name.clone()), text);
-        // The list is not to tell it once more.
-        if let Some(listed) = self.processes.iter_mut().find(|listed| listed.key() == process.key()) {
-            listed.root = process.root;
-            listed.name.clone_from(&process.name);
-        }
     }
 }
 

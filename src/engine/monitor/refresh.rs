@@ -146,11 +146,15 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 let text = format!("{} ({}) started, child of {}", process.name, process.pid, process.ppid);
                 self.log.push(at_ns, EventKind::ProcessStart, place(), text);
             }
+            // Owners have been looked at already.
+            if self.owners.get(process.key()).is_none() {
+                self.tell_exec(vmi, process);
+            }
             if let Some(before) = before
                 && let (Some(old_root), Some(new_root)) = (before.root, process.root)
                 && old_root != new_root
             {
-                self.tell_exec(vmi, before, process);
+                self.note_exec(before, process);
             }
             if hidden && before.is_none_or(|before| !before.flags.contains(&ProcessFlag::Hidden)) {
                 let text = format!("{} ({}) is missing from the guest's own process list", process.name, process.pid);
@@ -158,9 +162,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
         }
         let alive: std::collections::HashSet<_> = new.iter().map(Process::key).collect();
-        for process in self.processes.iter().filter(|process| !alive.contains(&process.key())) {
+        let gone = self.processes.iter().filter(|process| !alive.contains(&process.key()));
+        for process in gone.cloned().collect::<Vec<_>>() {
+            self.tell_exec(vmi, &process);
             let text = format!("{} ({}) is gone", process.name, process.pid);
-            self.log.push(at_ns, EventKind::ProcessExit, (None, Some(process.pid), process.name.clone()), text);
+            self.log.push(at_ns, EventKind::ProcessExit, (None, Some(process.pid), process.name), text);
         }
     }
 
