@@ -134,9 +134,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.hidden_threads = hidden.to_vec();
     }
 
+    /// Tells what has changed since the last list, which is given up for that.
     fn tell_process_changes(&mut self, vmi: VmiSession<'_, D, Os>, new: &[Process]) {
         let at_ns = now(vmi);
-        let old: HashMap<_, Process> = self.processes.iter().map(|process| (process.key(), process.clone())).collect();
+        let before = std::mem::take(&mut self.processes);
+        let old: HashMap<_, &Process> = before.iter().map(|process| (process.key(), process)).collect();
         let is_first = !std::mem::replace(&mut self.seen_processes, true);
         for process in new {
             let hidden = process.flags.contains(&ProcessFlag::Hidden);
@@ -162,11 +164,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
         }
         let alive: std::collections::HashSet<_> = new.iter().map(Process::key).collect();
-        let gone = self.processes.iter().filter(|process| !alive.contains(&process.key()));
-        for process in gone.cloned().collect::<Vec<_>>() {
-            self.tell_exec(vmi, &process);
+        for process in before.iter().filter(|process| !alive.contains(&process.key())) {
+            self.tell_exec(vmi, process);
             let text = format!("{} ({}) is gone", process.name, process.pid);
-            self.log.push(at_ns, EventKind::ProcessExit, (None, Some(process.pid), process.name), text);
+            self.log.push(at_ns, EventKind::ProcessExit, (None, Some(process.pid), process.name.clone()), text);
         }
     }
 
