@@ -89,8 +89,8 @@ fn a_breakpoint_of_a_process_survives_execve() {
     assert_eq!(guest.ask(&job, "here 5"), "here 5");
     assert_eq!(hits(&dashboard), seen + 5);
     let told = format!("work ({}) runs exe now, by execve", job.pid);
-    let snapshot = dashboard.engine.snapshot.load();
-    assert!(snapshot.events.iter().any(|event| event.kind == EventKind::ProcessExec && event.text == told), "{told}");
+    let is_told = |s: &Snapshot| s.events.iter().any(|e| e.kind == EventKind::ProcessExec && e.text == told);
+    dashboard.wait(&told, is_told);
     guest.sh("for i in 1 2 3 4 5 6; do work reach 3; done");
     assert_eq!(hits(&dashboard), seen + 5);
     guest.end(job);

@@ -240,10 +240,11 @@ fn execve_takes_breakpoints_and_watches_along() {
     // The new program's address space; the old one is another process's at once.
     let new = rig.root(other);
     rig.set64(work, "mm", rig.mm(other).0);
-    rig.machine.poke(work + offset("task_struct", "comm"), b"prog\0");
     let heir = rig.machine.spawn(Spawn { pid: 11, name: "heir", arguments: Some("heir") });
     rig.give_root(heir, root);
     rig.run(heir, code, root);
+    // The kernel gives the process its new name a moment later.
+    rig.machine.poke(work + offset("task_struct", "comm"), b"prog\0");
     let row = rig.row();
     assert_eq!((row.hits, row.state), (1, BreakpointState::Active));
     assert_eq!(row.pa, rig.machine.core.translate_address((code, new)).ok());
@@ -253,7 +254,7 @@ fn execve_takes_breakpoints_and_watches_along() {
     let table = rig.table();
     assert_eq!((table.root, table.ended, table.paged_in), (new, None, true));
     assert_eq!(rig.told(EventKind::ProcessExec), ["work (7) runs prog now, by execve"]);
-    assert_eq!(rig.told(EventKind::Engine), ["prog (7) runs another program: 1 breakpoint set again"]);
+    assert_eq!(rig.told(EventKind::Engine), ["work (7) runs another program: 1 breakpoint set again"]);
 
     // A program that does not map the address: it waits.
     let third = rig.machine.spawn(Spawn { pid: 12, name: "third", arguments: Some("third") });

@@ -193,6 +193,20 @@ fn a_deleted_breakpoint_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_breakpoint_whose_process_is_gone_is_only_deleted() {
+    let mut ended = breakpoint(1, BreakpointState::Ended);
+    ended.scope = Scope::Process(648);
+    let mut set = snapshot();
+    set.breakpoints = Part::new(vec![ended]);
+    let mut user = User::with(set);
+    assert!(user.commands("2 M").is_empty(), "what has its id now is another process");
+    assert!(user.notice().contains("nothing with an address"), "{}", user.notice());
+    assert_eq!(user.commands("d"), [Command::RemoveBreakpoint(BreakpointId(1))]);
+    assert!(user.commands("u").is_empty());
+    assert!(user.notice().contains("no breakpoint was deleted"), "{}", user.notice());
+}
+
+#[test]
 fn faults_have_their_own_keys() {
     let mut user = User::new();
     let id = FaultId(5);

@@ -1,8 +1,9 @@
 //! The monitor: the session's handler, which composes everything below it and serves the screen.
 //!
 //! `answer` answers the guest's events, `command` applies what the user asks between events, `refresh` reads processes,
-//! vCPUs and page tables again, `owners` knows whose a row is, `publish` makes snapshots of it all, `reset` goes over to the kernel that a guest runs after
-//! a reset. What differs between drivers is [`Platform`].
+//! vCPUs and page tables again, `owners` knows whose a row is, `exec_exit` what becomes of it with its process, `publish`
+//! makes snapshots of it all, `reset` goes over to the kernel that a guest runs after a reset. What differs between drivers
+//! is [`Platform`].
 //! Imports everything in the engine but the worker.
 
 mod ages;
@@ -10,6 +11,7 @@ mod answer;
 mod command;
 mod detail;
 mod disasm;
+mod exec_exit;
 mod kernel_watch;
 mod log;
 mod machine;

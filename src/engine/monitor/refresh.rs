@@ -138,9 +138,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.hidden_threads = hidden.to_vec();
     }
 
+    /// Tells what has changed since the last list, which is given up for that.
     fn tell_process_changes(&mut self, vmi: VmiSession<'_, D, Os>, new: &[Process]) {
         let at_ns = now(vmi);
-        let old: HashMap<_, Process> = self.processes.iter().map(|process| (process.key(), process.clone())).collect();
+        let before = std::mem::take(&mut self.processes);
+        let old: HashMap<_, &Process> = before.iter().map(|process| (process.key(), process)).collect();
         let is_first = !std::mem::replace(&mut self.seen_processes, true);
         for process in new {
             let hidden = process.flags.contains(&ProcessFlag::Hidden);
@@ -150,11 +152,15 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 let text = format!("{} ({}) started, child of {}", process.name, process.pid, process.ppid);
                 self.log.push(at_ns, EventKind::ProcessStart, place(), text);
             }
+            // Owners have been looked at already.
+            if self.owners.get(process.key()).is_none() {
+                self.tell_exec(vmi, process);
+            }
             if let Some(before) = before
                 && let (Some(old_root), Some(new_root)) = (before.root, process.root)
                 && old_root != new_root
             {
-                self.tell_exec(vmi, before, process);
+                self.note_exec(before, process);
             }
             if hidden && before.is_none_or(|before| !before.flags.contains(&ProcessFlag::Hidden)) {
                 let text = format!("{} ({}) is missing from the guest's own process list", process.name, process.pid);
@@ -162,7 +168,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             }
         }
         let alive: std::collections::HashSet<_> = new.iter().map(Process::key).collect();
-        for process in self.processes.iter().filter(|process| !alive.contains(&process.key())) {
+        for process in before.iter().filter(|process| !alive.contains(&process.key())) {
+            self.tell_exec(vmi, process);
             let text = format!("{} ({}) is gone", process.name, process.pid);
             self.log.push(at_ns, EventKind::ProcessExit, (None, Some(process.pid), process.name.clone()), text);
         }
