@@ -70,6 +70,8 @@ pub struct Machine {
     pub stub_is_taken: bool,
     pub silent: bool,
     pub architecture: &'static str,
+    /// vCPUs that are plugged in, of the two that there can be.
+    pub vcpus: usize,
     continue_after: Option<usize>,
     /// What an exception has pushed: error code, rip, cs, flags, rsp, ss.
     frame: [u64; 6],
@@ -134,6 +136,7 @@ impl Fake {
             stub_is_taken: false,
             silent: false,
             architecture: "x86_64",
+            vcpus: 2,
             continue_after: None,
             frame: [0; 6],
             gdb: None,
@@ -205,6 +208,21 @@ impl Machine {
             self.status = status;
             self.event("STOP");
         }
+    }
+
+    /// Somebody or something has made the guest stand; not every such thing is told by an event.
+    pub fn stand(&mut self, status: &'static str, event: Option<&str>) {
+        self.running = false;
+        self.status = status;
+        if let Some(event) = event {
+            self.event(event);
+        }
+    }
+
+    /// A vCPU is unplugged, wherever it was.
+    pub fn unplug(&mut self) {
+        self.vcpus = 1;
+        self.rip[1] = ELSEWHERE;
     }
 
     /// The button: every vCPU goes back to its firmware, whether it runs or not.
@@ -336,6 +354,7 @@ impl Machine {
                 self.send("OK");
                 return self.start();
             }
+            "qfThreadInfo" if self.vcpus == 1 => "mp01.01".to_owned(),
             "qfThreadInfo" => "mp01.01,p01.02".to_owned(),
             "qsThreadInfo" => "l".to_owned(),
             _ if packet.starts_with("qSupported") => "PacketSize=1000;qXfer:features:read+;multiprocess+".to_owned(),
@@ -343,6 +362,7 @@ impl Machine {
             _ if packet == format!("m{:x},30", self.rsp[self.selected]) => {
                 hex(&self.frame.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())
             }
+            _ if packet.starts_with("Hg") && packet.ends_with('2') && self.vcpus == 1 => "E22".to_owned(),
             _ if packet.starts_with("Hg") => {
                 self.selected = usize::from(packet.ends_with('2'));
                 "OK".to_owned()
@@ -432,7 +452,7 @@ impl Machine {
             "query-target" => json!({ "arch": self.architecture }),
             "query-name" => json!({ "name": "fake\u{1b}[31m" }),
             "query-kvm" => json!({ "enabled": false, "present": true }),
-            "query-cpus-fast" => json!([{ "cpu-index": 0 }, { "cpu-index": 1 }]),
+            "query-cpus-fast" => (0..self.vcpus).map(|vcpu| json!({ "cpu-index": vcpu })).collect(),
             "query-status" => json!({ "running": self.running, "status": self.status }),
             "query-chardev" => match (&self.gdb_address, self.stub_is_taken) {
                 (_, true) => json!([{ "label": "gdb", "filename": "unix:/run/gdb,server=on" }]),
@@ -444,6 +464,13 @@ impl Machine {
             "stop" => {
                 self.log.push(command.to_owned());
                 self.pause();
+                json!({})
+            }
+            "system_wakeup" => {
+                self.log.push(command.to_owned());
+                self.running = true;
+                self.status = "running";
+                self.event("WAKEUP");
                 json!({})
             }
             "cont" => {

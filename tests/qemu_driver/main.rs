@@ -1,6 +1,7 @@
 //! The QEMU driver against a peer that behaves as QEMU does, well and badly. Real guests are in `live_qemu`.
 
 mod fake;
+mod outside;
 
 use std::{
     io::{Read, Write},

@@ -130,13 +130,11 @@ impl Control {
     fn trapped(&mut self, thread: Thread, watch: Option<u64>) -> Result<(), VmiError> {
         let vcpu = thread.vcpu();
         if !self.vcpus.contains(&vcpu) {
-            // Plugged in since it was last looked; one that is gone again has nothing to tell.
+            // Plugged in since it was last looked.
             self.look_at_vcpus()?;
-            if !self.vcpus.contains(&vcpu) {
-                return Ok(());
-            }
         }
-        let registers = self.registers(vcpu)?;
+        // One that is gone has nothing to tell.
+        let Some(registers) = self.registers_if_there(vcpu)? else { return Ok(()) };
         let va = Va(registers.gp.rip);
         if let Some(event) = watch.and_then(|address| self.watch_event(vcpu, registers, Va(address))) {
             self.pending.push_back(event);
@@ -220,7 +218,7 @@ impl Control {
     /// in the books until it is done: if somebody else sets the guest running in between, its hit is still known.
     pub fn step_over(&mut self) -> Result<(), VmiError> {
         while let Some(&(vcpu, place)) = self.passed.first() {
-            let registers = self.registers(vcpu)?;
+            let Some(registers) = self.registers_if_there(vcpu)? else { continue };
             if self.running {
                 return Ok(());
             }
@@ -237,7 +235,7 @@ impl Control {
             self.passed.retain(|passed| *passed != (vcpu, place));
         }
         while let Some(&vcpu) = self.step_wanted.first() {
-            let registers = self.registers(vcpu)?;
+            let Some(registers) = self.registers_if_there(vcpu)? else { continue };
             if self.running {
                 return Ok(());
             }

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use super::{control::Control, qmp::Qmp};
-use crate::engine::{addr::VcpuId, driver::News, error::VmiError};
+use crate::engine::{addr::VcpuId, arch::amd64::Amd64Registers, driver::News, error::VmiError};
 
 /// More vCPUs than QEMU can have.
 const MOST_VCPUS: usize = 4096;
@@ -70,6 +70,18 @@ impl Control {
         }
         self.outside.tell(News::Changed(format!("{}: there are {} now", parts.join(", "), self.vcpus.len())));
         self.teach_new_vcpus()
+    }
+
+    /// The registers of a vCPU; `None` when it has been unplugged.
+    pub fn registers_if_there(&mut self, vcpu: VcpuId) -> Result<Option<Amd64Registers>, VmiError> {
+        match self.registers(vcpu) {
+            Ok(registers) => Ok(Some(registers)),
+            Err(error @ VmiError::Lost(_)) => Err(error),
+            Err(error) => {
+                self.look_at_vcpus()?;
+                if self.vcpus.contains(&vcpu) { Err(error) } else { Ok(None) }
+            }
+        }
     }
 
     /// Nothing is left to be told of, or to be done on, a vCPU that is gone.
