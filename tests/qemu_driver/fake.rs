@@ -362,6 +362,7 @@ impl Machine {
             _ if packet == format!("m{:x},30", self.rsp[self.selected]) => {
                 hex(&self.frame.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())
             }
+            "Hcp1.1" => "OK".to_owned(),
             _ if packet.starts_with("Hg") && packet.ends_with('2') && self.vcpus == 1 => "E22".to_owned(),
             _ if packet.starts_with("Hg") => {
                 self.selected = usize::from(packet.ends_with('2'));

@@ -25,6 +25,13 @@ pub(super) fn vcpus(qmp: &mut Qmp) -> Result<Vec<VcpuId>, VmiError> {
     Ok(vcpus)
 }
 
+/// Whether some vCPU was plugged in, and so may be unplugged; those of the command line cannot be.
+fn are_unpluggable(qmp: &mut Qmp) -> bool {
+    let cpus = qmp.execute("query-cpus-fast", json!({})).unwrap_or_default();
+    let path = |cpu: &Value| cpu.get("qom-path").and_then(Value::as_str).unwrap_or_default().to_owned();
+    cpus.as_array().into_iter().flatten().any(|cpu| path(cpu).starts_with("/machine/peripheral"))
+}
+
 /// The memory that the machine was given, of which some may lie under the firmware; `None` where QEMU does not tell.
 pub(super) fn memory_bytes(qmp: &mut Qmp) -> Option<u64> {
     let summary = qmp.execute("query-memory-size-summary", json!({})).ok()?;
@@ -84,6 +91,14 @@ impl Control {
         }
     }
 
+    /// To be called when the stub was connected.
+    pub fn note_unpluggable(&mut self) {
+        let unpluggable = are_unpluggable(&mut self.qmp());
+        if let Some(stub) = &mut self.stub {
+            stub.unpluggable = unpluggable;
+        }
+    }
+
     /// Nothing is left to be told of, or to be done on, a vCPU that is gone.
     fn forget_vcpu(&mut self, vcpu: VcpuId) {
         self.pending.retain(|event| event.vcpu_id() != vcpu);
@@ -98,8 +113,10 @@ impl Control {
             return Ok(());
         }
         let ran = self.running;
+        let unpluggable = are_unpluggable(&mut self.qmp());
         self.hold()?;
         let Some(stub) = &mut self.stub else { return Ok(()) };
+        stub.unpluggable = unpluggable;
         stub.begin_again()?;
         for (va, &kind) in &self.breakpoints {
             stub.point(true, kind, va.0, 1)?;

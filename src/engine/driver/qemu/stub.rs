@@ -107,6 +107,7 @@ impl Control {
         }
         self.stub = Some(Gdb::connect(&address, Arc::clone(&self.monitor))?);
         self.running = false;
+        self.note_unpluggable();
         Ok(())
     }
 

@@ -45,6 +45,8 @@ const MOST_THREADS: usize = 4096;
 pub struct Gdb {
     wire: Wire,
     threads: Vec<Thread>,
+    /// Whether a vCPU may be unplugged while the guest runs.
+    pub unpluggable: bool,
     file: RegisterFile,
     /// The thread that registers are read of, and the stops until it was selected: QEMU selects the one that it reports.
     selected: Option<(Thread, u64)>,
@@ -75,7 +77,7 @@ impl Gdb {
             return Err(strange(wire.address(), "its registers are not those of an x86-64 processor"));
         };
         let threads = list_threads(&mut wire)?;
-        Ok(Self { wire, threads, file, selected: None })
+        Ok(Self { wire, threads, unpluggable: false, file, selected: None })
     }
 
     /// The socket's descriptor, for waiting on it.
@@ -93,6 +95,7 @@ impl Gdb {
     /// # Errors
     /// When the stub is gone.
     pub fn begin_again(&mut self) -> Result<(), VmiError> {
+        self.anchor()?;
         self.wire.ask_why_stopped()?;
         self.selected = None;
         self.threads = list_threads(&mut self.wire)?;
@@ -173,11 +176,23 @@ impl Gdb {
         self.expect_ok(&format!("Qqemu.sstep={bits:x}"))
     }
 
+    /// Makes the first vCPU, which cannot be unplugged, the stub's current one: QEMU uses its pointer to that at the next
+    /// stop, whatever has become of the vCPU (`gdbserver_state.c_cpu`).
+    fn anchor(&mut self) -> Result<(), VmiError> {
+        match self.threads.first() {
+            Some(first) => self.expect_ok(&format!("Hc{}", first.text())),
+            None => Ok(()),
+        }
+    }
+
     /// Lets all vCPUs run.
     ///
     /// # Errors
     /// When the stub is gone.
     pub fn run(&mut self) -> Result<(), VmiError> {
+        if self.unpluggable {
+            self.anchor()?;
+        }
         self.wire.forget_stops();
         self.wire.send(b"vCont;c")
     }
