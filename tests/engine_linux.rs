@@ -95,6 +95,10 @@ fn a_guest_without_a_kernel_is_told_in_a_sentence() {
     let kernel = machine.registers(false);
     assert!(detect(&Amd64Registers::default()).contains("not in 64-bit mode"));
     assert!(detect(&Amd64Registers { cr0: 0, ..kernel }).contains("not in 64-bit mode"));
+    // Paging with and without PAE, but without long mode (0x800 is EFER.NXE).
+    for (cr4, efer) in [(0, 0), (0, 0x800), (1 << 5, 0x800)] {
+        assert!(detect(&Amd64Registers { cr4, efer, ..kernel }).contains("32-bit system, which vmscope does not read"));
+    }
     assert!(
         detect(&Amd64Registers { cr3: 0x70_0000, ..kernel }).contains("no Linux kernel is mapped under CR3 0x700000")
     );

@@ -10,7 +10,7 @@ use tui_input::Input;
 use vmscope::{
     engine::{
         command::Subject,
-        snapshot::{BreakpointId, Counters, Part, SearchProgress, Snapshot, Status, Va},
+        snapshot::{Ages, BreakpointId, Counters, Part, Run, RunState, SearchProgress, Snapshot, Status, Va},
     },
     ui::{
         self, export, rows,
@@ -178,6 +178,14 @@ fn states() -> Vec<(&'static str, Snapshot, UiState)> {
         counters: Counters { dropped: 18_204, ..fixture::snapshot().counters },
         ..fixture::snapshot()
     };
+    let by_other = Snapshot { status: Status::Paused, run: Run::foreign(RunState::Paused), ..fixture::snapshot() };
+    let io_error = Snapshot { run: Run::foreign(RunState::IoError), ..by_other.clone() };
+    let waits = Snapshot { run: Run::foreign(RunState::Inmigrate), ..fixture::attaching() };
+    let seconds = |count: u64| Some(count * 1_000_000_000);
+    let old = Snapshot {
+        ages: Ages { processes: seconds(14), vcpus: None, page_tables: seconds(187) },
+        ..fixture::snapshot()
+    };
     let bursts = UiState { focus: PaneId::Events, zoom: true, grouped: true, ..base() };
     let storm = Snapshot { events: Part::new(fixture::storm()), ..fixture::snapshot() };
     vec![
@@ -185,6 +193,10 @@ fn states() -> Vec<(&'static str, Snapshot, UiState)> {
         ("one-by-one", storm, UiState { focus: PaneId::Events, zoom: true, ..base() }),
         ("running", fixture::snapshot(), base()),
         ("attaching", fixture::attaching(), base()),
+        ("paused-by-other", by_other, base()),
+        ("io-error", io_error, base()),
+        ("inmigrate", waits, base()),
+        ("old-lists", old, base()),
         ("empty", Snapshot { status: Status::Running, notice: None, ..fixture::attaching() }, base()),
         ("lost", lost, base()),
         ("paused-truncated", busy, base()),

@@ -190,6 +190,7 @@ pub fn start_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Engine, Stri
         move || QemuDriver::attach(qemu),
         move |core| {
             let mut last = VmiError::os("the guest has no vCPU");
+            let mut seen_paging = false;
             // A vCPU may be anywhere, in its boot loader or in user mode; one that shows the kernel is enough.
             for vcpu in core.driver().vcpu_ids() {
                 let registers: Amd64Registers = match core.registers(vcpu) {
@@ -203,7 +204,14 @@ pub fn start_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Engine, Stri
                 };
                 match LinuxOs::detect(core, &registers, profile.as_deref()) {
                     Ok(os) => return Ok(os),
-                    Err(error) => last = error,
+                    // One that pages tells more of the system than one that was never started.
+                    Err(error) => {
+                        let pages = registers.cr0 & (1 << 31) != 0;
+                        if pages || !seen_paging {
+                            last = error;
+                        }
+                        seen_paging |= pages;
+                    }
                 }
             }
             Err(last)

@@ -16,8 +16,8 @@ use vmscope::{
     engine::{
         command::{Command, Subject, Target},
         snapshot::{
-            BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, Guest, Part, Process, Scope,
-            Snapshot, Status, TableId, Unavailable, Va, VcpuId,
+            BreakpointId, BreakpointState, Capability, Event, EventKind, Fault, FaultId, Guest, Part, Process, Run,
+            RunState, Scope, Snapshot, Status, TableId, Unavailable, Va, VcpuId,
         },
     },
     ui::state::{Choice, Choose, Column, Confirm, PaneId, Past, Popup, RowKey, Then},
@@ -249,6 +249,27 @@ fn the_guest_is_paused_and_stepped_as_it_is_now() {
     assert!(user.notice().contains("not paused"));
     user.state.past = Some(Past { behind_ns: 1, status_now: Status::Paused, steps_back: 0, steps_kept: 1 });
     assert_eq!(user.commands("p n"), [Command::Resume, Command::Step(VcpuId(1))]);
+}
+
+#[test]
+fn the_pause_key_says_what_it_would_do_to_a_guest_that_stands() {
+    let stands = |status, state| User::with(Snapshot { status, run: Run::foreign(state), ..snapshot() });
+    for (status, state, label) in [
+        (Status::Paused, RunState::Paused, "resume guest"),
+        (Status::Paused, RunState::IoError, "resume guest"),
+        (Status::Paused, RunState::Suspended, "wake guest"),
+        (Status::Attaching, RunState::Prelaunch, "start guest"),
+    ] {
+        let mut user = stands(status, state);
+        assert_eq!(user.commands("p"), [Command::Resume], "{label}");
+        let hint = user.state.footer.iter().find(|hint| hint.name == "pause-guest").expect("it is in the footer");
+        assert_eq!((hint.label.as_str(), &hint.why_not), (label, &None));
+    }
+    let mut user = stands(Status::Paused, RunState::Postmigrate);
+    assert!(user.commands("p").is_empty());
+    assert!(user.notice().contains("migrated away"), "{}", user.notice());
+    let hint = user.state.footer.iter().find(|hint| hint.name == "pause-guest").expect("it is in the footer");
+    assert!(hint.why_not.is_some());
 }
 
 #[test]

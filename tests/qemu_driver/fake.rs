@@ -88,6 +88,8 @@ pub struct Machine {
     pub stands_still: bool,
     /// CR3.
     pub root: [u64; 2],
+    /// vCPUs that are plugged in, of the two that there can be.
+    pub vcpus: usize,
     continue_after: Option<usize>,
     /// What an exception has pushed: error code, rip, cs, flags, rsp, ss.
     frame: [u64; 6],
@@ -163,6 +165,7 @@ impl Fake {
             unmapped: false,
             stands_still: false,
             root: [ROOT; 2],
+            vcpus: 2,
             continue_after: None,
             frame: [0; 6],
             gdb: None,
@@ -237,6 +240,21 @@ impl Machine {
             self.status = status;
             self.event("STOP");
         }
+    }
+
+    /// Somebody or something has made the guest stand; not every such thing is told by an event.
+    pub fn stand(&mut self, status: &'static str, event: Option<&str>) {
+        self.running = false;
+        self.status = status;
+        if let Some(event) = event {
+            self.event(event);
+        }
+    }
+
+    /// A vCPU is unplugged, wherever it was.
+    pub fn unplug(&mut self) {
+        self.vcpus = 1;
+        self.rip[1] = ELSEWHERE;
     }
 
     /// The button: every vCPU goes back to its firmware, whether it runs or not.
@@ -424,6 +442,7 @@ impl Machine {
                 self.send("OK");
                 return self.start();
             }
+            "qfThreadInfo" if self.vcpus == 1 => "mp01.01".to_owned(),
             "qfThreadInfo" => "mp01.01,p01.02".to_owned(),
             "qsThreadInfo" => "l".to_owned(),
             _ if packet.starts_with("qSupported") => "PacketSize=1000;qXfer:features:read+;multiprocess+".to_owned(),
@@ -431,6 +450,8 @@ impl Machine {
             _ if packet == format!("m{:x},30", self.rsp[self.selected]) => {
                 hex(&self.frame.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())
             }
+            "Hcp1.1" => "OK".to_owned(),
+            _ if packet.starts_with("Hg") && packet.ends_with('2') && self.vcpus == 1 => "E22".to_owned(),
             _ if packet.starts_with("Hg") => {
                 self.selected = usize::from(packet.ends_with('2'));
                 "OK".to_owned()
@@ -573,7 +594,7 @@ impl Machine {
             "query-target" => json!({ "arch": self.architecture }),
             "query-name" => json!({ "name": "fake\u{1b}[31m" }),
             "query-kvm" => json!({ "enabled": self.kvm, "present": true }),
-            "query-cpus-fast" => json!([{ "cpu-index": 0 }, { "cpu-index": 1 }]),
+            "query-cpus-fast" => (0..self.vcpus).map(|vcpu| json!({ "cpu-index": vcpu })).collect(),
             "query-status" => json!({ "running": self.running, "status": self.status }),
             "query-chardev" if self.devices.as_ref().is_some_and(Devices::any) => self.devices.as_ref()?.query(),
             "query-chardev" => match (&self.gdb_address, self.stub_is_taken) {
@@ -586,6 +607,13 @@ impl Machine {
             "stop" => {
                 self.log.push(command.to_owned());
                 self.pause();
+                json!({})
+            }
+            "system_wakeup" => {
+                self.log.push(command.to_owned());
+                self.running = true;
+                self.status = "running";
+                self.event("WAKEUP");
                 json!({})
             }
             "cont" => {

@@ -3,6 +3,7 @@
 mod devices;
 mod fake;
 mod kvm;
+mod outside;
 
 use std::{
     io::{Read, Write},

@@ -70,6 +70,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if self.paused {
             return Ok(Done::Said("the guest is paused already".into()));
         }
+        let run = self.run(core);
+        if !run.is_running() {
+            // The key was pressed for what the screen showed a moment ago.
+            return Ok(Done::Said(format!("the guest does not run already: {}", run.sentence())));
+        }
         core.pause().map_err(|error| format!("could not pause the guest: {error}"))?;
         self.paused = true;
         self.last_run = self.run(core);

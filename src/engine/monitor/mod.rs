@@ -236,6 +236,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// # Errors
     /// One sentence when a breakpoint or a watch of the command line cannot be set; the guest is as it was.
     pub fn start(&mut self, vmi: VmiSession<'_, D, Os>) -> Result<(), String> {
+        self.follow_machine(vmi.core());
         self.describe_guest(vmi);
         if self.was_reset_before {
             self.set_again(vmi);
@@ -356,6 +357,8 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
         }
         if self.follow_machine(vmi.core()) {
             self.kernel.interrupted = Some(Instant::now());
+            // Its kernel is looked at with the vCPUs, and now rather than later.
+            self.due.vcpus = None;
         }
         if self.was_reset(vmi.core()) {
             self.lost_by = reset::BY_RESET;

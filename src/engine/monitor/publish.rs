@@ -203,7 +203,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
 
     fn prepare(&mut self, vmi: VmiSession<'_, D, Os>) {
         self.refresh_faults(vmi);
-        let run = self.run(vmi.core());
+        // What is shown has been told: a state that others end at once is not shown without its line.
+        let run = self.last_run.clone();
         self.fill(vmi.core(), if run.is_running() { Status::Running } else { Status::Paused }, run);
     }
 

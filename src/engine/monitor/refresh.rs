@@ -28,7 +28,7 @@ const DETAILS: Duration = Duration::from_millis(250);
 pub(super) struct Due {
     processes: Option<Instant>,
     processes_cost: Duration,
-    vcpus: Option<Instant>,
+    pub(super) vcpus: Option<Instant>,
     tables: Option<Instant>,
     owners: Option<Instant>,
     details: Option<Instant>,

@@ -42,7 +42,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Publishes that no kernel is found yet, and why.
     pub fn seek(&mut self, core: &VmiCore<D>, why: &str) {
         self.follow_machine(core);
-        let run = self.run(core);
+        let run = self.last_run.clone();
         let reset = if self.was_reset_before { format!("{}; ", self.lost_by) } else { String::new() };
         let stands = if run.is_running() { String::new() } else { format!("{}; ", run.sentence()) };
         self.fill(core, Status::Attaching, run);

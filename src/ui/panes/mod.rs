@@ -171,11 +171,11 @@ fn counts(snapshot: &Snapshot, pane: PaneId, list: &Rows, dot: char, room: u16) 
         }
         PaneId::Tables => {
             let noun = if list.total() == 1 { "address" } else { "addresses" };
-            say(list.total(), noun);
+            let age = snapshot.ages.page_tables.map_or_else(String::new, |age| format!(", {}", old(age)));
+            say(list.total(), &format!("{noun}{age}"));
             say(usize::try_from(snapshot.tables_monitored).unwrap_or(usize::MAX), "tables");
             if list.total() > 0 {
                 words.push(format!("{first} in"));
-                words.extend(snapshot.ages.page_tables.map(old));
             }
         }
         PaneId::Faults => {

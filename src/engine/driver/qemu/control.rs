@@ -370,8 +370,17 @@ impl Control {
     pub fn stopped_registers(&mut self, vcpu: VcpuId) -> Result<Option<Amd64Registers>, VmiError> {
         let Some(stub) = &mut self.stub else { return Ok(None) };
         let Some(thread) = stub.thread(vcpu) else { return Ok(None) };
-        let idt_base = self.idt.get(&vcpu).copied().unwrap_or_default();
-        Ok(Some(Amd64Registers { idt_base, ..stub.known_registers(thread)? }))
+        match stub.known_registers(thread) {
+            Ok(registers) => {
+                let idt_base = self.idt.get(&vcpu).copied().unwrap_or_default();
+                Ok(Some(Amd64Registers { idt_base, ..registers }))
+            }
+            Err(error @ VmiError::Lost(_)) => Err(error),
+            Err(error) => {
+                self.look_at_vcpus()?;
+                if self.vcpus.contains(&vcpu) { Err(error) } else { Ok(None) }
+            }
+        }
     }
 
     pub fn monitor_registers(&mut self, vcpu: VcpuId) -> Result<cpu_text::CpuText, VmiError> {

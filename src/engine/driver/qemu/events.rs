@@ -134,13 +134,11 @@ impl Control {
     fn trapped(&mut self, thread: Thread, watch: Option<u64>) -> Result<(), VmiError> {
         let reported = thread.vcpu();
         if !self.vcpus.contains(&reported) {
-            // Plugged in since it was last looked; one that is gone again has nothing to report.
+            // Plugged in since it was last looked.
             self.look_at_vcpus()?;
-            if !self.vcpus.contains(&reported) {
-                return Ok(());
-            }
         }
-        let registers = self.registers(reported)?;
+        // One that is gone has nothing to report.
+        let Some(registers) = self.registers_if_there(reported)? else { return Ok(()) };
         if self.running {
             return Ok(());
         }

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use super::{control::Control, qmp::Qmp};
-use crate::engine::{addr::VcpuId, driver::News, error::VmiError};
+use crate::engine::{addr::VcpuId, arch::amd64::Amd64Registers, driver::News, error::VmiError};
 
 /// More vCPUs than QEMU can have.
 const MOST_VCPUS: usize = 4096;
@@ -23,6 +23,13 @@ pub(super) fn vcpus(qmp: &mut Qmp) -> Result<Vec<VcpuId>, VmiError> {
     vcpus.sort_unstable();
     vcpus.dedup();
     Ok(vcpus)
+}
+
+/// Whether some vCPU was plugged in, and so may be unplugged; those of the command line cannot be.
+fn are_unpluggable(qmp: &mut Qmp) -> bool {
+    let cpus = qmp.execute("query-cpus-fast", json!({})).unwrap_or_default();
+    let path = |cpu: &Value| cpu.get("qom-path").and_then(Value::as_str).unwrap_or_default().to_owned();
+    cpus.as_array().into_iter().flatten().any(|cpu| path(cpu).starts_with("/machine/peripheral"))
 }
 
 /// The memory that the machine was given, of which some may lie under the firmware; `None` where QEMU does not tell.
@@ -72,6 +79,26 @@ impl Control {
         self.teach_new_vcpus()
     }
 
+    /// The registers of a vCPU; `None` when it has been unplugged.
+    pub fn registers_if_there(&mut self, vcpu: VcpuId) -> Result<Option<Amd64Registers>, VmiError> {
+        match self.registers(vcpu) {
+            Ok(registers) => Ok(Some(registers)),
+            Err(error @ VmiError::Lost(_)) => Err(error),
+            Err(error) => {
+                self.look_at_vcpus()?;
+                if self.vcpus.contains(&vcpu) { Err(error) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// To be called when the stub was connected.
+    pub fn note_unpluggable(&mut self) {
+        let unpluggable = are_unpluggable(&mut self.qmp());
+        if let Some(stub) = &mut self.stub {
+            stub.unpluggable = unpluggable;
+        }
+    }
+
     /// Nothing is left to be told of, or to be done on, a vCPU that is gone.
     fn forget_vcpu(&mut self, vcpu: VcpuId) {
         self.pending.retain(|event| event.vcpu_id() != vcpu);
@@ -87,7 +114,11 @@ impl Control {
             return Ok(());
         }
         let ran = self.running;
+        let unpluggable = are_unpluggable(&mut self.qmp());
         self.hold()?;
+        if let Some(stub) = &mut self.stub {
+            stub.unpluggable = unpluggable;
+        }
         self.with_stub(|control, stub| control.renew_list(stub, None))?;
         if ran && self.wants_to_run() && self.pending.is_empty() { self.go_on() } else { Ok(()) }
     }

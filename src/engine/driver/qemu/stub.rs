@@ -110,6 +110,7 @@ impl Control {
         };
         self.stub = Some(stub);
         self.running = false;
+        self.note_unpluggable();
         Ok(())
     }
 

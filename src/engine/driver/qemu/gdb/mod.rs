@@ -48,6 +48,8 @@ const MOST_THREADS: usize = 4096;
 pub struct Gdb {
     wire: Wire,
     threads: Vec<Thread>,
+    /// Whether a vCPU may be unplugged while the guest runs.
+    pub unpluggable: bool,
     file: RegisterFile,
     step_bits: Option<StepBits>,
     /// The thread that `g`, `P` and `m` are about (`Hg`), and the stops seen when it was selected: a stop selects the
@@ -93,7 +95,16 @@ impl Gdb {
         };
         let threads = list_threads(&mut wire)?;
         let step_bits = StepBits::parse(&wire.command(b"qqemu.sstepbits")?);
-        Ok(Self { wire, threads, file, step_bits, selected: None, aimed: None, read: (0, Vec::new()) })
+        Ok(Self {
+            wire,
+            threads,
+            unpluggable: false,
+            file,
+            step_bits,
+            selected: None,
+            aimed: None,
+            read: (0, Vec::new()),
+        })
     }
 
     /// The socket's descriptor, for waiting on it.
@@ -116,6 +127,7 @@ impl Gdb {
     /// # Errors
     /// When the stub is gone.
     pub fn begin_again(&mut self) -> Result<(), VmiError> {
+        self.anchor()?;
         self.wire.drop_points()?;
         (self.selected, self.aimed) = (None, None);
         self.read.1.clear();
@@ -259,11 +271,24 @@ impl Gdb {
         self.expect_ok(&format!("Qqemu.sstep={bits:x}"))
     }
 
+    /// Makes the first vCPU, which cannot be unplugged, the stub's current one: QEMU uses its pointer to that at the next
+    /// stop, whatever has become of the vCPU (`gdbserver_state.c_cpu`).
+    fn anchor(&mut self) -> Result<(), VmiError> {
+        self.aimed = None;
+        match self.threads.first() {
+            Some(first) => self.expect_ok(&format!("Hc{}", first.text())),
+            None => Ok(()),
+        }
+    }
+
     /// Lets all vCPUs run.
     ///
     /// # Errors
     /// When the stub is gone.
     pub fn run(&mut self) -> Result<(), VmiError> {
+        if self.unpluggable {
+            self.anchor()?;
+        }
         self.wire.forget_stops();
         self.read.1.clear();
         self.wire.send(b"vCont;c")
