@@ -57,7 +57,7 @@ impl Code {
             let (first, count) = line.split_once('+').unwrap_or_else(|| panic!("not a range of frames: {line}"));
             for frame in 0..hex(count).expect("a count") {
                 let pa = (hex(first).expect("a frame") + frame) * PAGE;
-                code.parts.entry(pa).or_insert_with(|| Vec::new());
+                code.parts.entry(pa).or_default();
             }
         }
         let pages: Vec<u64> = code.parts.iter().filter(|(_, bytes)| bytes.is_empty()).map(|(&pa, _)| pa).collect();
