@@ -228,8 +228,9 @@ impl Libvirt {
     /// Waits until libvirt says that QEMU has none of vmscope's devices.
     pub fn wait_for_no_device(&self) {
         let deadline = Instant::now() + PATIENCE;
-        let mut said = String::from("vmscope-");
-        while said.contains("vmscope-") {
+        let label = "\"label\":\"vmscope-";
+        let mut said = label.to_owned();
+        while said.contains(label) {
             assert!(Instant::now() < deadline, "a device was left: {said}");
             said = self.virsh(&["qemu-monitor-command", NAME, "{\"execute\":\"query-chardev\"}"]);
         }
