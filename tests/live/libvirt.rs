@@ -165,6 +165,9 @@ impl Libvirt {
             command.env_remove("LIBVIRT_DEFAULT_URI");
         } else {
             command.env("LIBVIRT_DEFAULT_URI", self.uri());
+            if ordinary {
+                command.env("HOME", self.dir.join("home")).env_remove("XDG_CONFIG_HOME").env_remove("XDG_RUNTIME_DIR");
+            }
         }
         command.env("PATH", path()).current_dir("/");
         command
