@@ -50,7 +50,7 @@ fn each_way_to_fail_has_its_sentence() {
         ("exec /bin/cat /dev/zero", "says more than anybody could have asked"),
         ("exec /bin/cat /dev/zero >&2", "virsh does not answer"),
         (&info("-"), "shut off: start it with 'virsh -c qemu:///system start"),
-        (&info("1"), "cannot be seen"),
+        (&info("1"), "can be seen from here"),
     ] {
         let said = refusal(virsh, "qemu:///system");
         assert!(said.contains(want), "{virsh}: {said}");
