@@ -74,7 +74,11 @@ fn a_virsh_that_fails_once_the_domain_is_found_has_its_sentence_too() {
         ("exec /bin/cat /dev/zero", "says more than anybody could have asked"),
         // It echoes what it is told, and answers nothing.
         ("exec /bin/cat", "virsh does not answer"),
-        ("while read -r line; do eval \"$line\"; done", "virsh answers '' where QEMU's reply was wanted"),
+        ("while read -r line; do eval \"$line\"; done", "qemu-monitor-command: not found"),
+        (
+            "while read -r line; do eval \"${line%%;*}\"; echo '{\"no\":\"reply\"}'; eval \"${line##*;}\"; done",
+            "where QEMU's reply was wanted",
+        ),
     ] {
         let said = refusal(&format!("{found}\n{virsh}"), "qemu:///system");
         assert!(said.contains(want), "{virsh}: {said}");
