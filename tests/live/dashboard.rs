@@ -55,6 +55,11 @@ impl Dashboard {
             guardian: Some(env!("CARGO_BIN_EXE_vmscope").into()),
             ..QemuOptions::default()
         };
+        Self::of(options, start)
+    }
+
+    /// Attaches as the options say.
+    pub fn of(options: QemuOptions, start: StartOptions) -> Self {
         let engine = start_qemu(options, start).expect("the guest can be attached to");
         // The loop takes the engine's pings; a copy of each comes here.
         let (ping, changed) = bounded(1);

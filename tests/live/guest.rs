@@ -150,8 +150,14 @@ impl Guest {
         }
         let attach = String::from_utf8(output.stdout).expect("scripts/guest prints text");
         let attach = attach.split_whitespace().skip(1).map(str::to_owned).collect();
+        Some(Guest::over(dir, attach))
+    }
+
+    /// A guest that was started otherwise, with `serial.sock`, `serial.log` and `pid` in its folder. Dropping it ends the
+    /// process of that number if its command line names the folder.
+    pub fn over(dir: PathBuf, attach: Vec<String>) -> Guest {
         let serial = UnixStream::connect(dir.join("serial.sock")).expect("QEMU listens on the serial socket");
-        Some(Guest { dir, attach, serial, pending: Vec::new(), commands: 0, jobs: [false; MAX_JOBS] })
+        Guest { dir, attach, serial, pending: Vec::new(), commands: 0, jobs: [false; MAX_JOBS] }
     }
 
     /// Whether the guest's shell comes up in the time that a boot may take.
@@ -425,12 +431,13 @@ pub fn skip(reason: &str) {
     println!("skipped: {}", reason.replace('\n', "; "));
 }
 
-fn script() -> Command {
+/// The project's script for test guests.
+pub fn script() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/guest"))
 }
 
 /// A folder of this guest's own: in memory where there is such a place, for the guest's memory file lies in it.
-fn unique_dir() -> PathBuf {
+pub fn unique_dir() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let in_memory = Path::new("/dev/shm");
     let base = match std::env::var_os("VMSCOPE_LIVE_DIR") {

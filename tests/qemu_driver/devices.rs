@@ -62,10 +62,8 @@ impl Devices {
 
     /// `gdbserver none`: the device goes with it.
     pub fn end_stub(&mut self) {
-        if let Some(label) = self.stub.take() {
-            if let Some(stream) = self.devices.remove(&label) {
-                let _ = stream.shutdown(std::net::Shutdown::Both);
-            }
+        if let Some(stream) = self.stub.take().and_then(|label| self.devices.remove(&label)) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
 

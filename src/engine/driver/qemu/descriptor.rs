@@ -67,7 +67,7 @@ pub fn receive(stream: &UnixStream, into: &mut Vec<u8>) -> io::Result<Option<Own
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while let Some(current) = header.as_ref() {
             if (current.cmsg_level, current.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                let bytes = (current.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let bytes = current.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 for index in 0..bytes / size_of::<RawFd>() {
                     let fd = libc::CMSG_DATA(header).cast::<RawFd>().add(index).read_unaligned();
                     // Of several the last one stays open; the others are closed.

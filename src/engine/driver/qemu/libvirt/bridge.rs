@@ -56,7 +56,7 @@ pub fn connect(domain: &Domain, timeout: Duration) -> io::Result<UnixStream> {
             bridge.serve();
         }
     })?;
-    match is_open.recv_timeout(timeout.max(COMMAND_TIME)) {
+    match is_open.recv_timeout(timeout.max(COMMAND_TIME + Duration::from_millis(500))) {
         Ok(Ok(())) => Ok(ours),
         Ok(Err(error)) => Err(io::Error::other(error.to_string())),
         Err(_) => Err(io::Error::other("libvirt does not answer: 'virsh list' would tell whether it hangs")),

@@ -19,6 +19,8 @@ use crate::engine::driver::qemu::{
 
 /// The most that is taken of what a program says: a reply of QEMU's has some hundred KiB at most.
 const LARGEST: usize = 8 << 20;
+/// How much is looked at again when more has come in: longer than what anybody looks for.
+const OVERLAP: usize = 128;
 /// The most that is taken of its error messages.
 const LARGEST_ERROR: usize = 16 << 10;
 
@@ -68,7 +70,7 @@ impl Running {
         std::os::fd::AsRawFd::as_raw_fd(&self.stream)
     }
 
-    /// Appends what it says, until `is_done` or the end of its output; the latter is `false`.
+    /// Appends what it says, until `is_done` (of what is new, and a little before it) or the end of its output; the latter is `false`.
     ///
     /// # Errors
     /// `TimedOut`, `InvalidData` when it says too much, what the system says.
@@ -79,6 +81,7 @@ impl Running {
         is_done: impl Fn(&[u8]) -> bool,
     ) -> io::Result<bool> {
         loop {
+            let before = said.len().saturating_sub(OVERLAP);
             match self.stream.read_available(said) {
                 Ok(0) => {}
                 Ok(_) if said.len() > LARGEST => {
@@ -88,7 +91,7 @@ impl Running {
                     ));
                 }
                 Ok(_) => {
-                    if is_done(said) {
+                    if is_done(said.get(before..).unwrap_or_default()) {
                         return Ok(true);
                     }
                     check_flood(deadline)?;

@@ -179,7 +179,7 @@ fn look_up(name: &str, uri: &str) -> Result<Option<(Domain, bool)>, Failure> {
     };
     let uuid = field("UUID").to_owned();
     if !is_uuid(&uuid) {
-        return Err(Failure::Broken(format!("virsh answers '{}' where a domain was wanted", clean(&said, 60))));
+        return Err(Failure::Broken(format!("virsh answers '{}' where a domain was wanted", clean(said.trim(), 60))));
     }
     let runs = field("Id").parse::<u32>().is_ok();
     Ok(Some((Domain { uri: uri.to_owned(), uuid, name: clean(field("Name"), 100) }, runs)))
