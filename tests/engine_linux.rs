@@ -451,6 +451,48 @@ fn lengths_beyond_all_memory_are_cut() {
 }
 
 #[test]
+fn a_modules_symbols_come_and_go_with_it_and_lie_in_its_own_memory() {
+    let machine = Machine::new(Options::default());
+    let os = attach(&machine);
+    let symbols = || VmiOs::<FlatDriver>::symbols(&os);
+    let refresh = || os.refresh_symbols(VmiSession::new(&machine.core, &os));
+    assert!(!refresh(), "there is no module");
+    let base = Va(0xffff_ffff_c040_0000);
+    let module = machine.load_module("net", base, 0x1000);
+    let init_task = symbols().lookup("init_task").expect("a kernel's symbol");
+    machine.module_symbols(
+        module,
+        &[
+            ("open\x1b[2J", base + 0x20, 1),
+            ("poll", base + 0x10, 1),
+            ("printk", base + 0x30, 0),
+            ("init_task", base + 0x40, 1),
+            ("mine_now", init_task, 1),
+            ("behind", base + 0x1000, 1),
+            ("user", Va(0x40_0000), 1),
+        ],
+    );
+    assert!(refresh() && !refresh(), "read once");
+    assert_eq!(symbols().place("net!poll"), Ok(Some(base + 0x10)));
+    assert_eq!(symbols().describe(base + 0x24, 0x1000).as_deref(), Some("net!open?[2J+0x4"));
+    for name in ["printk", "mine_now", "behind", "user"] {
+        assert_eq!(symbols().lookup(name), None, "{name}");
+    }
+    assert_eq!(symbols().place("init_task"), Ok(Some(init_task)), "the kernel's own name stays its own");
+    assert_eq!(VmiOs::<FlatDriver>::missing_module(&os, "net!poll"), None);
+    machine.hide_module(module);
+    refresh();
+    assert_eq!(symbols().lookup("net!poll"), Some(base + 0x10), "one that hides keeps its names");
+    // A table without an end is cut or left out, and is nobody else's trouble.
+    let huge = machine.load_module("huge", base + 0x10_0000, u32::MAX);
+    machine.module_symbols(huge, &[("x", base + 0x10_0000, 1)]);
+    let table = Va(machine.peek64(huge + offset("module", "kallsyms")));
+    machine.poke32(table + offset("mod_kallsyms", "num_symtab"), u32::MAX);
+    assert!(refresh());
+    assert_eq!(symbols().lookup("net!poll"), Some(base + 0x10));
+}
+
+#[test]
 fn modules_of_the_kernel_are_listed() {
     let machine = Machine::new(Options::default());
     let os = attach(&machine);

@@ -80,7 +80,11 @@ pub const FACTS: &[Structure] = &[
     ("mount", &[("mnt_parent", 0x10), ("mnt_mountpoint", 0x18), ("mnt.mnt_root", 0x20), ("mnt", 0x20)]),
     ("files_struct", &[("fdt", 0x20)]),
     ("fdtable", &[("max_fds", 0x0), ("fd", 0x8)]),
-    ("module", &[("list", 0x8), ("name", 0x18), ("mem.base", 0x140), ("mem.size", 0x148)]),
+    (
+        "module",
+        &[("state", 0x0), ("list", 0x8), ("name", 0x18), ("mem.base", 0x140), ("mem.size", 0x148), ("kallsyms", 0x160)],
+    ),
+    ("mod_kallsyms", &[("symtab", 0x0), ("num_symtab", 0x8), ("strtab", 0x10)]),
     ("kset", &[("list", 0x10)]),
     ("kobject", &[("entry", 0x8)]),
     ("module_kobject", &[("kobj", 0x20), ("mod", 0x60)]),

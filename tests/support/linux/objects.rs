@@ -38,6 +38,24 @@ impl Machine {
         module
     }
 
+    /// Gives a module a table of symbols: name, address, section (0 for one that it only uses).
+    pub fn module_symbols(&self, module: Va, symbols: &[(&str, Va, u16)]) {
+        let (table, entries, strings) = (self.alloc(0x18), self.alloc(0x400), self.alloc(0x400));
+        let mut end = 1;
+        for (nth, (name, va, section)) in symbols.iter().enumerate() {
+            let entry = entries + nth as u64 * 24;
+            self.poke32(entry, end as u32);
+            self.poke(entry + 6, &section.to_le_bytes());
+            self.poke64(entry + 8, va.0);
+            self.poke(strings + end, name.as_bytes());
+            end += name.len() as u64 + 1;
+        }
+        self.poke64(table + offset("mod_kallsyms", "symtab"), entries.0);
+        self.poke32(table + offset("mod_kallsyms", "num_symtab"), symbols.len() as u32);
+        self.poke64(table + offset("mod_kallsyms", "strtab"), strings.0);
+        self.poke64(module + offset("module", "kallsyms"), table.0);
+    }
+
     /// Takes a module out of the list, as a rootkit does.
     pub fn hide_module(&self, module: Va) {
         self.take(Self::MODULES, module + offset("module", "list"));
