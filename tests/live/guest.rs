@@ -198,6 +198,15 @@ impl Guest {
         self.wait_for_boots(boots + 1);
     }
 
+    /// Waits until something has written this to the console beside the shell, and forgets it.
+    pub fn wait_for_console(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !contains(&self.pending, text.as_bytes()) {
+            self.receive(deadline, text);
+        }
+        self.pending.clear();
+    }
+
     /// How often the guest has booted.
     fn boots(&self) -> usize {
         self.serial_log().matches(&*String::from_utf8_lossy(READY)).count()
@@ -445,7 +454,8 @@ pub fn unique_dir() -> PathBuf {
         None if in_memory.is_dir() => in_memory.to_owned(),
         None => std::env::temp_dir(),
     };
-    base.join(format!("vmscope-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
+    // Sockets lie below it, whose paths have room for 107 bytes.
+    base.join(format!("live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Parses a line of `/proc/PID/stat`: `pid (name) state ppid ...`, the name being anything (proc(5)).

@@ -76,17 +76,9 @@ impl Libvirt {
     /// Files of the daemon and of the domain, all in one folder.
     fn lay_out(&self) {
         let dir = &self.dir;
-        for name in [
-            "etc",
-            "run/libvirt",
-            "lib/libvirt",
-            "cache/libvirt",
-            "log/libvirt",
-            "sock",
-            "config/libvirt",
-            "data",
-            "home",
-        ] {
+        for name in
+            ["etc", "run/libvirt", "lib/libvirt", "cache/libvirt", "log/libvirt", "sock", "c/libvirt", "data", "home"]
+        {
             fs::create_dir_all(dir.join(name)).expect("a folder");
         }
         let cache = std::env::var_os("VMSCOPE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
@@ -94,8 +86,10 @@ impl Libvirt {
             let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache");
             base.unwrap_or_else(home).join("vmscope-test")
         });
-        for (from, to) in [("kernels/6.12/vmlinuz", "vmlinuz"), ("initramfs.cpio", "initramfs")] {
-            fs::copy(cache.join(from), dir.join(to)).expect("scripts/guest has fetched it");
+        let built = script().arg("--initramfs").output().expect("scripts/guest can be run");
+        let initramfs = String::from_utf8(built.stdout).expect("a path");
+        for (from, to) in [(cache.join("kernels/6.12/vmlinuz"), "vmlinuz"), (initramfs.trim().into(), "initramfs")] {
+            fs::copy(from, dir.join(to)).expect("scripts/guest has fetched it");
         }
         fs::copy(env!("CARGO_BIN_EXE_vmscope"), dir.join("vmscope")).expect("the program");
         fs::write(dir.join("serial.log"), "").expect("a file");
@@ -123,7 +117,7 @@ impl Libvirt {
                 )
             }
             Whose::Session => {
-                fs::write(dir.join("config/libvirt/qemu.conf"), qemu).expect("a file");
+                fs::write(dir.join("c/libvirt/qemu.conf"), qemu).expect("a file");
                 format!("exec libvirtd --daemon --pid-file {place}/libvirtd.pid\n")
             }
         };
@@ -157,7 +151,8 @@ impl Libvirt {
             let dirs = [
                 ("HOME", "home"),
                 ("XDG_RUNTIME_DIR", "run"),
-                ("XDG_CONFIG_HOME", "config"),
+                // The path of a Unix socket below it has room for 107 bytes.
+                ("XDG_CONFIG_HOME", "c"),
                 ("XDG_CACHE_HOME", "cache"),
                 ("XDG_DATA_HOME", "data"),
             ];

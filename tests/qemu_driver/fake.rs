@@ -101,6 +101,7 @@ pub struct Machine {
     qmp: Vec<UnixStream>,
     selected: usize,
     aimed: usize,
+    unanswered: bool,
     saved: std::collections::BTreeMap<u64, u8>,
     physical: bool,
     memory: File,
@@ -174,6 +175,7 @@ impl Fake {
             qmp: Vec::new(),
             selected: 0,
             aimed: 0,
+            unanswered: false,
             saved: std::collections::BTreeMap::new(),
             physical: false,
             memory,
@@ -273,6 +275,7 @@ impl Machine {
 
     fn send(&mut self, packet: &str) {
         let sum = packet.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
+        self.unanswered = true;
         if let Some(gdb) = &mut self.gdb {
             let _ = gdb.write_all(format!("${packet}#{sum:02x}").as_bytes());
         }
@@ -687,7 +690,11 @@ fn serve_gdb((machine, changed): &Shared, connect: impl FnOnce() -> Option<UnixS
         while let Ok(1) = stream.read(&mut byte) {
             let mut machine = machine.lock().expect("no panic");
             let [byte] = byte;
-            if byte == b'+' {
+            // While a packet of ours is not answered, any byte is taken for the answer.
+            let unanswered = std::mem::take(&mut machine.unanswered);
+            if unanswered && byte != b'+' && byte != b'$' {
+                machine.unanswered = true;
+            } else if byte == b'+' {
                 // It answers a packet of ours, whatever the guest does.
             } else if machine.running {
                 // The byte stops the guest and is lost.

@@ -20,6 +20,8 @@ const PROCESSES: Duration = Duration::from_millis(500);
 const PROCESSES_SHARE: u32 = 20;
 /// How often it is looked what became of the processes that rows belong to: a read or two for each.
 const OWNERS: Duration = Duration::from_millis(50);
+/// Reading the registers of running vCPUs may take this fraction of the time.
+const VCPUS_SHARE: u32 = 50;
 /// How often walks and popups are read.
 const DETAILS: Duration = Duration::from_millis(250);
 
@@ -29,6 +31,7 @@ pub(super) struct Due {
     processes: Option<Instant>,
     processes_cost: Duration,
     pub(super) vcpus: Option<Instant>,
+    vcpus_cost: Duration,
     tables: Option<Instant>,
     owners: Option<Instant>,
     details: Option<Instant>,
@@ -60,8 +63,11 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Some(_) => {}
         }
         if self.publisher.is_seen() {
-            if elapsed(&mut self.due.vcpus, D::VCPU_POLL) {
+            // Many vCPUs, or a host that is slow to answer, are asked less often.
+            if elapsed(&mut self.due.vcpus, D::VCPU_POLL.max(self.due.vcpus_cost * VCPUS_SHARE)) {
+                let began = Instant::now();
                 self.refresh_vcpus(vmi);
+                self.due.vcpus_cost = began.elapsed();
             }
             let period = PROCESSES.max(self.due.processes_cost * PROCESSES_SHARE);
             if elapsed(&mut self.due.processes, period) {

@@ -319,6 +319,8 @@ impl Control {
             self.explained(stopped)?;
             self.running = false;
         }
+        // However long that lasts is not what a hit costs.
+        self.hit_at = None;
         self.pauses = self.pauses.saturating_add(1);
         Ok(())
     }

@@ -248,7 +248,6 @@ impl Control {
     /// Brings the vCPUs whose hits were reported past their breakpoints, and does the steps that were asked for. Each stays
     /// in the books until it is done: if somebody else sets the guest running in between, its hit is still known.
     pub fn step_over(&mut self) -> Result<(), VmiError> {
-        self.listen()?;
         while let Some(&(vcpu, place)) = self.passed.first() {
             if self.running {
                 return Ok(());
@@ -384,7 +383,8 @@ impl Control {
 
     /// Lets one vCPU do one instruction while the others stand.
     fn step_one(&mut self, vcpu: VcpuId, before: &Amd64Registers, interrupts: bool) -> Result<Stepped, VmiError> {
-        for _ in 1..STEP_ATTEMPTS {
+        let attempts = if self.kvm { 1 } else { STEP_ATTEMPTS };
+        for _ in 1..attempts {
             let (stepped, moved) = self.try_step(vcpu, before, interrupts)?;
             if moved || matches!(stepped, Stepped::Not | Stepped::Watched) {
                 return Ok(stepped);

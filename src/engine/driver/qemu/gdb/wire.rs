@@ -44,6 +44,9 @@ pub struct Wire {
     stops: VecDeque<Stop>,
     /// How many stops have come in.
     stops_seen: u64,
+    /// Whether a packet came in that was not acknowledged yet. That is done with the next packet that is sent: a byte by
+    /// itself would wake QEMU once more, and pause a guest that somebody else has set running.
+    owes_ack: bool,
     /// The monitor of the same QEMU.
     qmp: Arc<Mutex<Qmp>>,
     /// Why nothing can be said any more.
@@ -72,6 +75,7 @@ impl Wire {
             decoder: Decoder::default(),
             stops: VecDeque::new(),
             stops_seen: 0,
+            owes_ack: false,
             qmp,
             lost: None,
         };
@@ -136,7 +140,9 @@ impl Wire {
     /// # Errors
     /// When the stub is gone.
     pub fn interrupt(&mut self) -> Result<(), VmiError> {
-        self.send_bytes(&[3])
+        // QEMU takes any byte for the answer to a packet that was not acknowledged.
+        let bytes: &[u8] = if std::mem::take(&mut self.owes_ack) { b"+\x03" } else { b"\x03" };
+        self.send_bytes(bytes)
     }
 
     /// The next stop, or `None` when the deadline has passed.
@@ -186,7 +192,10 @@ impl Wire {
     /// # Errors
     /// When the stub is gone.
     pub fn send(&mut self, packet: &[u8]) -> Result<(), VmiError> {
-        let bytes = packet::encode(packet);
+        let mut bytes = packet::encode(packet);
+        if std::mem::take(&mut self.owes_ack) {
+            bytes.insert(0, b'+');
+        }
         for _ in 0..SEND_ATTEMPTS {
             self.send_bytes(&bytes)?;
             if self.wait_ack(Instant::now() + ACK_TIME)? {
@@ -250,24 +259,26 @@ impl Wire {
                     return Err(self.give_up(&error));
                 }
                 Some(piece) => {
-                    if let Piece::Packet(_) = piece {
-                        self.send_bytes(b"+")?;
-                    }
+                    self.owes_ack |= matches!(piece, Piece::Packet(_));
                     return Ok(Some(piece));
                 }
                 None => {}
             }
+            // Without time to wait for anything, what is there is read; else there is hardly ever anything yet.
+            if Instant::now() < deadline {
+                match wait_readable(&[self.stream.as_raw_fd()], deadline) {
+                    Ok((true, _)) => {}
+                    Ok((false, _)) => return Ok(None),
+                    Err(error) => return Err(self.give_up(&error)),
+                }
+            }
             match self.stream.read_available(self.decoder.input()) {
+                Ok(0) if Instant::now() >= deadline => return Ok(None),
                 Ok(0) => {}
                 Ok(_) => match check_flood(deadline) {
                     Ok(()) => continue,
                     Err(error) => return Err(self.give_up(&error)),
                 },
-                Err(error) => return Err(self.give_up(&error)),
-            }
-            match wait_readable(&[self.stream.as_raw_fd()], deadline) {
-                Ok((true, _)) => {}
-                Ok((false, _)) => return Ok(None),
                 Err(error) => return Err(self.give_up(&error)),
             }
         }
