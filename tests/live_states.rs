@@ -156,7 +156,7 @@ fn a_guest_that_sleeps_is_woken() {
     let dashboard = open(&guest);
     dashboard.wait("the kernel", runs);
     let job = guest.start("sh -c 'echo ready; read -r line; echo mem >/sys/power/state; echo @awake@ >/dev/ttyS0; echo awake; read -r line'");
-    guest.ask_later(&job, "sleep");
+    guest.tell(&job, "sleep");
     let snapshot = dashboard.wait("its sleep", |s| stands(s, &RunState::Suspended, StoppedBy::Guest));
     assert!(is_told(&snapshot, "the guest is asleep"));
     assert!(said(dashboard.ask(Command::Pause)).contains("asleep"), "a pause adds nothing to it");

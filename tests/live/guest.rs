@@ -300,10 +300,10 @@ impl Guest {
         self.sh(&format!("echo '{line}' >&{input}; read -r l <&{output}; echo \"$l\"")).trim_end().to_owned()
     }
 
-    /// Sends a line to a job that may not answer soon.
-    pub fn ask_later(&mut self, job: &Job, line: &str) {
+    /// Sends a line to a job, and waits for nothing: what it does with it may stop the whole guest.
+    pub fn tell(&mut self, job: &Job, line: &str) {
         let (input, _) = job.descriptors();
-        self.sh(&format!("echo '{line}' >&{input}"));
+        self.send(&format!("echo '{line}' >&{input}\n"));
     }
 
     /// Answers the next line that a job prints.

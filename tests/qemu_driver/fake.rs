@@ -84,6 +84,8 @@ pub struct Machine {
     pub misses_by: u64,
     /// Whether nothing maps the kernel's image any more.
     pub unmapped: bool,
+    /// The instruction at the breakpoint is a jump to itself.
+    pub jumps_to_itself: bool,
     /// vCPUs at a breakpoint do not come to run.
     pub stands_still: bool,
     /// CR3.
@@ -164,6 +166,7 @@ impl Fake {
             forgets_int3: false,
             misses_by: 0,
             unmapped: false,
+            jumps_to_itself: false,
             stands_still: false,
             root: [ROOT; 2],
             vcpus: 2,
@@ -347,8 +350,11 @@ impl Machine {
                 if self.is_held(vcpu) {
                     return self.trap(vcpu, "");
                 }
-                self.rip[vcpu] += 4;
                 self.rflags[vcpu] &= !RF;
+                if self.jumps_to_itself {
+                    return self.trap(vcpu, "");
+                }
+                self.rip[vcpu] += 4;
             }
         }
         match self.script.pop_front() {
@@ -386,7 +392,7 @@ impl Machine {
             self.rip[vcpu] = ELSEWHERE;
             self.rsp[vcpu] -= 48;
         } else {
-            self.rip[vcpu] += 4;
+            self.rip[vcpu] += if self.jumps_to_itself { 0 } else { 4 };
             self.rflags[vcpu] &= !RF;
         }
         self.trap(vcpu, "");

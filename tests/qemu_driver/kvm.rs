@@ -278,3 +278,37 @@ fn a_step_of_the_user_passes_any_breakpoint() {
         assert!(fake.lock().running && fake.lock().points.len() == first as usize + 1);
     }
 }
+
+#[test]
+fn a_jump_to_itself_is_a_hit_each_time_and_keeps_nobody() {
+    for first in [0, 4] {
+        let fake = kvm();
+        fake.lock().jumps_to_itself = true;
+        let driver = fake.attach();
+        for n in 0..first {
+            add(&driver, kernel(n + 1)).expect("a breakpoint");
+        }
+        set(&driver).expect("a breakpoint");
+        fake.lock().script = [Act::Come(vec![0], BREAKPOINT)].into();
+        for _ in 0..5 {
+            assert_eq!(next(&driver, LONG).expect("a hit"), hit(0));
+        }
+        driver.clear_breakpoint(Va(BREAKPOINT)).expect("it is out");
+        assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+        assert!(fake.lock().running);
+    }
+}
+
+#[test]
+fn a_stub_that_takes_a_breakpoint_and_never_stops_is_left_clean() {
+    let fake = kvm();
+    fake.lock().stands_still = true;
+    let driver = fake.attach();
+    set(&driver).expect("a breakpoint");
+    fake.lock().script = [Act::Come(vec![0], BREAKPOINT + 0x800)].into();
+    assert!(matches!(next(&driver, SHORT), Err(VmiError::Timeout)));
+    driver.pause().expect("it pauses");
+    driver.resume().expect("it runs");
+    drop(driver);
+    assert!(fake.lock().running && fake.lock().points.is_empty());
+}
