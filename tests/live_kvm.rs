@@ -485,6 +485,7 @@ fn ratio() {
             QUIET.iter().for_each(|place| drop(set(&dashboard, place)));
         }
         let row = set(&dashboard, "do_sys_openat2");
+        assert_eq!(visible(&dashboard, &row), kind == Kind::Software, "it is compared with its like");
         let ours = each(seconds_for(&mut guest, COUNT));
         hits_are(&dashboard, &row, u64::from(COUNT));
         dashboard.close();
