@@ -8,21 +8,21 @@ use live::{
     guest::{Guest, Options},
 };
 use vmscope::engine::{
-    addr::{Pa, Va},
+    addr::Va,
     driver::qemu::QemuDriver,
     os::{VmiOs, linux::btf::Btf},
-    session::{VmiCore, VmiProber},
-    snapshot::{Process, ProcessFlag},
+    session::VmiProber,
+    snapshot::ProcessFlag,
 };
 
-/// Where the list of all tasks is linked in a `task_struct`: the place whose contents lead from each process to the next.
-fn list_offset(core: &VmiCore<QemuDriver>, root: Pa, processes: &[Process]) -> u64 {
-    let leads = |from: &Process, to: &Process, at: u64| {
-        core.read_u64((from.object + at, root)).is_ok_and(|next| Va(next) == to.object + at)
-    };
-    let pairs: Vec<_> = processes.windows(2).take(8).collect();
-    let all = |at: &u64| pairs.iter().all(|pair| matches!(pair, [from, to] if leads(from, to, *at)));
-    (0..0x2000).step_by(8).find(all).expect("processes are linked")
+/// Where a member of `task_struct` is, by the guest's own type information.
+fn task_member(eyes: &Eyes, name: &str) -> Option<u64> {
+    let Eyes { core, os } = eyes;
+    let symbols = VmiOs::<QemuDriver>::symbols(os);
+    let [start, stop] = ["__start_BTF", "__stop_BTF"].map(|name| symbols.lookup(name).expect("type information"));
+    let mut types = vec![0; (stop - start) as usize];
+    core.read((start, VmiOs::<QemuDriver>::kernel_root(os)), &mut types).expect("it is there");
+    Btf::parse(&types).expect("it is well-formed").member("task_struct", name).map(|member| member.offset)
 }
 
 fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
@@ -36,7 +36,7 @@ fn hidden_is_found(kernel: &'static str, cpu: &'static str) {
     assert!(before.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
     let at = before.iter().position(|process| process.pid == job.pid as u32).expect("the job");
     let root = VmiOs::<QemuDriver>::kernel_root(os);
-    let offset = list_offset(core, root, &before);
+    let offset = task_member(&eyes, "tasks").expect("the list of all tasks");
     let victim = before.get(at).expect("the job").object + offset;
     let next = core.read_u64((victim, root)).expect("its successor");
     let previous = core.read_u64((victim + 8, root)).expect("its predecessor");
@@ -83,14 +83,9 @@ fn hidden_thread_is_found(kernel: &'static str) {
     assert!(before.len() == 6 && before.iter().all(|thread| !thread.hidden), "{before:?}");
     let root = VmiOs::<QemuDriver>::kernel_root(os);
     // Up to 6.6 a thread is in two lists, and `/proc` goes by the one that we do not.
-    let symbols = VmiOs::<QemuDriver>::symbols(os);
-    let [start, stop] = ["__start_BTF", "__stop_BTF"].map(|name| symbols.lookup(name).expect("type information"));
-    let mut types = vec![0; (stop - start) as usize];
-    core.read((start, root), &mut types).expect("it is there");
-    let types = Btf::parse(&types).expect("it is well-formed");
-    let lists = ["thread_node", "thread_group"].map(|name| types.member("task_struct", name));
-    let lists: Vec<u64> = lists.into_iter().flatten().map(|list| list.offset).collect();
-    assert_eq!(lists.len(), if kernel == "6.1" { 2 } else { 1 });
+    let lists = ["thread_node", "thread_group"].map(|name| task_member(&eyes, name));
+    let lists: Vec<u64> = lists.into_iter().flatten().collect();
+    assert_eq!(lists.len(), if matches!(kernel, "5.10" | "6.1") { 2 } else { 1 });
     let read = |va: Va| core.read_u64((va, root));
     for offset in lists {
         let victim = before[3].object + offset;
@@ -142,6 +137,26 @@ fn a_thread_on_6_1() {
 #[test]
 fn a_thread_on_6_12() {
     hidden_thread_is_found("6.12");
+}
+
+#[test]
+fn a_thread_on_5_10() {
+    hidden_thread_is_found("5.10");
+}
+
+#[test]
+fn a_thread_on_7_3() {
+    hidden_thread_is_found("7.3");
+}
+
+#[test]
+fn on_5_10() {
+    hidden_is_found("5.10", "default");
+}
+
+#[test]
+fn on_7_3() {
+    hidden_is_found("7.3", "default");
 }
 
 #[test]

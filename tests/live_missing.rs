@@ -155,6 +155,16 @@ fn on_6_1() {
 }
 
 #[test]
+fn on_5_10() {
+    pages_come_in(Options { kernel: "5.10", smp: 2, plain: true, ..Options::default() });
+}
+
+#[test]
+fn on_7_3() {
+    pages_come_in(Options { kernel: "7.3", smp: 2, plain: true, ..Options::default() });
+}
+
+#[test]
 fn on_qemu_10() {
     pages_come_in(Options { qemu: "backport", smp: 2, plain: true, ..Options::default() });
 }

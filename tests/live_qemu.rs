@@ -157,6 +157,8 @@ macro_rules! main_job {
 }
 
 main_job! {
+    linux_5_10_file: "5.10" "default" false;
+    linux_5_10_pti_plain: "5.10" "Nehalem" true;
     linux_6_1_file: "6.1" "default" false;
     linux_6_1_plain: "6.1" "default" true;
     linux_6_1_pti_file: "6.1" "Nehalem" false;
@@ -169,4 +171,24 @@ main_job! {
     linux_6_12_pti_plain: "6.12" "Nehalem" true;
     linux_6_12_la57_file: "6.12" "max" false;
     linux_6_12_la57_plain: "6.12" "max" true;
+    linux_7_3_file: "7.3" "default" false;
+    linux_7_3_pti_plain: "7.3" "Nehalem" true;
+    linux_7_3_la57_plain: "7.3" "max" true;
+}
+
+#[test]
+fn on_qemu_10() {
+    the_main_job(Options { qemu: "backport", plain: true, smp: 2, ..Options::default() });
+}
+
+/// As many processes as a busy server has.
+#[test]
+fn a_list_of_1860_processes_equals_the_guests_own() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let sleepers = guest.start("work sleepers 1800");
+    let dashboard = Dashboard::open(&guest, true, StartOptions::default());
+    dashboard.wait("the list", |s| s.processes.len() >= 1800);
+    processes_agree(&mut guest, &dashboard);
+    guest.end(sleepers);
+    dashboard.close();
 }

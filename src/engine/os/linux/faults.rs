@@ -19,6 +19,9 @@ const VM_UFFD_MISSING: u64 = 0x200;
 const MOST_RETURNS: usize = 16;
 /// Bytes of a kernel stack, without and with KASAN (`THREAD_SIZE` in `arch/x86/include/asm/page_64_types.h`).
 const STACK_BYTES: [u64; 2] = [0x4000, 0x8000];
+/// Bytes above that structure, in kernels without and with FRED (`TOP_OF_KERNEL_STACK_PADDING` in
+/// `arch/x86/include/asm/thread_info.h`).
+const PADDING: [u64; 2] = [0, 16];
 /// `struct pt_regs` at the top of a kernel stack: its size, and where RIP and CS are in it.
 const SAVED_BYTES: u64 = 21 * 8;
 const SAVED_RIP: u64 = 16 * 8;
@@ -82,7 +85,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let mut places: Vec<Va> = Vec::new();
         for thread in threads.into_iter().take(MOST_RETURNS) {
             let Ok(base) = self.pointer(thread.object + stack) else { continue };
-            let place = STACK_BYTES.iter().find_map(|bytes| self.saved_rip(base + *bytes));
+            let tops = STACK_BYTES.iter().flat_map(|bytes| PADDING.map(|padding| base + (bytes - padding)));
+            let place = tops.into_iter().find_map(|top| self.saved_rip(top));
             places.extend(place.filter(|place| !places.contains(place)));
         }
         Ok(places)
@@ -92,7 +96,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     fn saved_rip(&self, top: Va) -> Option<Va> {
         let saved = top - SAVED_BYTES;
         let rip = self.pointer(saved + SAVED_RIP).ok()?;
-        let cs = self.pointer(saved + SAVED_CS).ok()?.0;
+        // With FRED the selector has flags above it.
+        let cs = self.pointer(saved + SAVED_CS).ok()?.0 & 0xffff;
         (cs == USER_CS && !rip.is_null() && !VmiOs::<Driver>::is_kernel_address(self.os, rip)).then_some(rip)
     }
 }
