@@ -91,10 +91,11 @@ pub struct Lists {
     /// snapshot itself; - is text on standard output (repeatable)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Headless")]
     pub screenshot: Vec<Screenshot>,
-    /// Set a breakpoint at start (repeatable)
+    /// Set a breakpoint at start (repeatable): an address, or a symbol such as do_sys_openat2, dummy!dummy_xmit (of a
+    /// module), name#2 (the second function of that name), each with +0x10
     #[arg(long = "break", value_name = "SYMBOL|ADDR[@PID]", value_parser = Target::parse)]
     pub breaks: Vec<Target>,
-    /// Monitor the page tables behind an address from the start (repeatable)
+    /// Monitor the page tables behind an address from the start (repeatable); runqueues@cpu1 is a CPU's own variable
     #[arg(long = "watch", value_name = "SYMBOL|ADDR[@PID]", value_parser = Target::parse)]
     pub watches: Vec<Target>,
 }
