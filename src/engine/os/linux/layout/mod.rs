@@ -118,9 +118,11 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Up to 6.12 `tk_core` has no name for its type: a sequence counter of four bytes, then the timekeeper.
+    /// Up to 6.12 `tk_core` has no name for its type: a sequence counter (four bytes, and in a real-time kernel the lock that
+    /// belongs to it), then the timekeeper.
     fn new(facts: &Facts<'_>) -> Option<Self> {
-        let timekeeper = facts.at("tk_data", "timekeeper").unwrap_or(8);
+        let unnamed = || facts.at("seqcount_raw_spinlock", "lock").map_or(8, |lock| lock.wrapping_add(8));
+        let timekeeper = facts.at("tk_data", "timekeeper").unwrap_or_else(unnamed);
         let member = |name| Some(timekeeper.wrapping_add(facts.at("timekeeper", name)?));
         Some(Self { seconds: member("ktime_sec")?, to_boot: member("offs_boot")? })
     }
