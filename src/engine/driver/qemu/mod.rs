@@ -29,6 +29,7 @@ mod points;
 mod process;
 mod qmp;
 mod run_state;
+mod steps;
 mod stub;
 mod transport;
 
