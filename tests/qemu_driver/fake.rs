@@ -422,7 +422,7 @@ impl Machine {
     }
 
     fn packet(&mut self, packet: &str) {
-        let quiet = ["g", "m", "p", "q", "H", "?"].iter().any(|prefix| packet.starts_with(prefix));
+        let quiet = ["g", "m", "q", "H", "?"].iter().any(|prefix| packet.starts_with(prefix));
         if !quiet {
             self.log.push(packet.to_owned());
         }
@@ -452,8 +452,6 @@ impl Machine {
                 return self.start();
             }
             "qfThreadInfo" if self.vcpus == 1 => "mp01.01".to_owned(),
-            // RIP, the third of the description below.
-            "p2" => hex(&self.rip[self.selected].to_le_bytes()),
             "qfThreadInfo" => "mp01.01,p01.02".to_owned(),
             "qsThreadInfo" => "l".to_owned(),
             _ if packet.starts_with("qSupported") => "PacketSize=1000;qXfer:features:read+;multiprocess+".to_owned(),

@@ -207,15 +207,6 @@ impl Control {
         if interrupts {
             stub.let_interrupts_in(false)?;
         }
-        // One that came to the next instruction has done this one, and nothing else is asked of it.
-        if in_time
-            && let Some(Stop::At { signal: Stop::TRAP, watch: None, .. }) = stop
-            && !self.step_wanted.contains(&vcpu)
-            && let Some(rip) = stub.instruction_pointer(thread)?
-            && (1..=LONGEST_INSTRUCTION).contains(&rip.wrapping_sub(before.gp.rip))
-        {
-            return Ok((Stepped::Done, true));
-        }
         let after = stub.registers(thread)?;
         let moved = Place::of(&after).gp != Place::of(before).gp;
         match stop {

@@ -50,6 +50,8 @@ const MOST_THREADS: usize = 4096;
 pub struct Gdb {
     wire: Wire,
     threads: Vec<Thread>,
+    /// Whether there was more than one vCPU at some time: QEMU's pointer to the selected one may be stale then, and it uses it.
+    has_had_several: bool,
     /// Whether a vCPU may be unplugged while the guest runs.
     pub unpluggable: bool,
     file: RegisterFile,
@@ -99,6 +101,7 @@ impl Gdb {
         let step_bits = StepBits::parse(&wire.command(b"qqemu.sstepbits")?);
         Ok(Self {
             wire,
+            has_had_several: threads.len() > 1,
             threads,
             unpluggable: false,
             file,
@@ -134,6 +137,7 @@ impl Gdb {
         (self.selected, self.aimed) = (None, None);
         self.read.1.clear();
         self.threads = list_threads(&mut self.wire)?;
+        self.has_had_several |= self.threads.len() > 1;
         Ok(())
     }
 
@@ -168,18 +172,6 @@ impl Gdb {
             Some((_, registers)) => Ok(*registers),
             None => self.registers(thread),
         }
-    }
-
-    /// RIP alone, for a fraction of the cost; `None` where the stub tells no single register.
-    ///
-    /// # Errors
-    /// When the stub is gone.
-    pub fn instruction_pointer(&mut self, thread: Thread) -> Result<Option<u64>, VmiError> {
-        let Some(number) = self.file.rip_number() else { return Ok(None) };
-        self.select(thread)?;
-        let reply = self.wire.command(format!("p{number:x}").as_bytes())?;
-        let bytes = from_hex(&reply).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
-        Ok(bytes.map(u64::from_le_bytes))
     }
 
     /// Makes the registers of a vCPU of a stopped guest these, without a look whether they are; returns whether there was
@@ -268,7 +260,7 @@ impl Gdb {
     /// # Errors
     /// What the stub says.
     pub fn aim(&mut self, thread: Thread) -> Result<(), VmiError> {
-        if self.threads.len() > 1 && self.aimed != Some((thread, self.wire.stops_seen())) {
+        if self.has_had_several && self.aimed != Some((thread, self.wire.stops_seen())) {
             self.expect_ok(&format!("Hc{}", thread.text()))?;
             self.aimed = Some((thread, self.wire.stops_seen()));
         }
@@ -285,14 +277,13 @@ impl Gdb {
         self.expect_ok(&format!("Qqemu.sstep={bits:x}"))
     }
 
-    /// Makes the first vCPU, which cannot be unplugged, the stub's current one: QEMU uses its pointer to that at the next
-    /// stop, whatever has become of the vCPU (`gdbserver_state.c_cpu`).
+    /// Makes the first vCPU, which cannot be unplugged, the stub's current one for everything: QEMU uses its pointers to those
+    /// at the next stop, whatever has become of the vCPUs (`gdbserver_state.c_cpu` and `g_cpu`).
     fn anchor(&mut self) -> Result<(), VmiError> {
-        self.aimed = None;
-        match self.threads.first() {
-            Some(first) => self.expect_ok(&format!("Hc{}", first.text())),
-            None => Ok(()),
-        }
+        (self.aimed, self.selected) = (None, None);
+        let Some(first) = self.threads.first().map(|thread| thread.text()) else { return Ok(()) };
+        self.expect_ok(&format!("Hc{first}"))?;
+        self.expect_ok(&format!("Hg{first}"))
     }
 
     /// Lets all vCPUs run.
@@ -359,7 +350,7 @@ impl Gdb {
     }
 
     fn select(&mut self, thread: Thread) -> Result<(), VmiError> {
-        if self.threads.len() > 1 && self.selected != Some((thread, self.wire.stops_seen())) {
+        if self.has_had_several && self.selected != Some((thread, self.wire.stops_seen())) {
             self.expect_ok(&format!("Hg{}", thread.text()))?;
             self.selected = Some((thread, self.wire.stops_seen()));
         }

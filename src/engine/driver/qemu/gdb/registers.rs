@@ -58,11 +58,6 @@ impl RegisterFile {
         ["rax", "rip", "rsp", "cs", "cr3"].into_iter().all(has).then_some(Self { places })
     }
 
-    /// The number of RIP in a `p` packet.
-    pub fn rip_number(&self) -> Option<u32> {
-        self.places.iter().find(|place| place.field.name == "rip").map(|place| place.number)
-    }
-
     /// Reads the contents of a `g` packet; `None` when it is too short for them.
     pub fn decode(&self, bytes: &[u8]) -> Option<Amd64Registers> {
         let mut registers = Amd64Registers::default();
