@@ -230,7 +230,8 @@ fn a_snapshot_of_another_boot_is_another_kernel_and_one_of_the_same_is_a_step_ba
 #[test]
 fn vcpus_and_memory_are_plugged_in_and_out() {
     // From 6.9 on Linux takes in no CPU of QEMU 7.2: it knows none that could come.
-    let options = Options { kernel: "6.1", ..plain(&["--hotplug"]) };
+    // And 7.2 itself now and then crashes after a vCPU was unplugged that its stub has seen, so this is 10.0.
+    let options = Options { kernel: "6.1", qemu: "backport", ..plain(&["--hotplug"]) };
     let Some(mut guest) = Guest::boot(&options) else { return };
     let dashboard = open(&guest);
     dashboard.wait("the kernel", runs);
