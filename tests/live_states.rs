@@ -228,10 +228,18 @@ fn a_snapshot_of_another_boot_is_another_kernel_and_one_of_the_same_is_a_step_ba
 }
 
 #[test]
-fn vcpus_and_memory_are_plugged_in_and_out() {
-    // From 6.9 on Linux takes in no CPU of QEMU 7.2: it knows none that could come.
-    // And 7.2 itself now and then crashes after a vCPU was unplugged that its stub has seen, so this is 10.0.
-    let options = Options { kernel: "6.1", qemu: "backport", ..plain(&["--hotplug"]) };
+fn vcpus_and_memory_are_plugged_in() {
+    plugged(Options { kernel: "6.1", ..plain(&["--hotplug"]) }, false);
+}
+
+/// On QEMU 10: 7.2 dies of a damaged heap after a vCPU was unplugged, also where nobody watches the guest.
+#[test]
+fn a_vcpu_is_unplugged() {
+    plugged(Options { kernel: "6.1", qemu: "backport", ..plain(&["--hotplug"]) }, true);
+}
+
+/// From 6.9 on Linux takes in no CPU of QEMU 7.2: it knows none that could come.
+fn plugged(options: Options, unplug: bool) {
     let Some(mut guest) = Guest::boot(&options) else { return };
     let dashboard = open(&guest);
     dashboard.wait("the kernel", runs);
@@ -251,9 +259,11 @@ fn vcpus_and_memory_are_plugged_in_and_out() {
         };
         s.breakpoints.first().is_some_and(on_it)
     });
-    guest.qmp("device_del", json!({ "id": "cpu1" }));
-    dashboard.wait("its end", |s| s.guest.vcpus == 1 && s.vcpus.len() == 1 && is_told(s, "vCPU 1 unplugged"));
-    guest.sh("work open 3");
+    if unplug {
+        guest.qmp("device_del", json!({ "id": "cpu1" }));
+        dashboard.wait("its end", |s| s.guest.vcpus == 1 && s.vcpus.len() == 1 && is_told(s, "vCPU 1 unplugged"));
+        guest.sh("work open 3");
+    }
 
     guest.qmp("object-add", json!({ "qom-type": "memory-backend-ram", "id": "more", "size": 128 << 20 }));
     guest.qmp("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }));
