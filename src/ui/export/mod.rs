@@ -4,6 +4,8 @@
 //! No picture holds a control character other than line ends and, in ANSI, the sequences that set colours.
 
 mod ansi;
+mod draw;
+mod pixels;
 mod png;
 mod shapes;
 mod svg;

@@ -1,22 +1,13 @@
-//! The screen as a picture of pixels: the SVG, drawn with the one font that is compiled in.
+//! The screen as a picture of pixels, drawn with the one font that is compiled in.
 
-use std::sync::{Arc, LazyLock};
-
+use png::{BitDepth, ColorType, Encoder, Filter};
 use ratatui::buffer::Buffer;
-use resvg::{
-    tiny_skia::{Pixmap, Transform},
-    usvg::{Options, Tree, fontdb},
+
+use super::{
+    draw::{canvas, draw, size},
+    pixels::{Font, Pixels},
 };
-
-use super::svg::{Bold, draw, size};
 use crate::ui::theme::Theme;
-
-static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
-    let mut fonts = fontdb::Database::new();
-    fonts.load_font_data(epaint_default_fonts::HACK_REGULAR.to_vec());
-    fonts.set_monospace_family("Hack");
-    Arc::new(fonts)
-});
 
 /// The screen as PNG.
 ///
@@ -24,11 +15,18 @@ static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
 /// A sentence when the picture cannot be drawn: it is empty, or larger than memory.
 pub fn png(buffer: &Buffer, theme: &Theme) -> Result<Vec<u8>, String> {
     let (width, height) = size(buffer);
-    let options = Options { fontdb: Arc::clone(&FONTS), font_family: "Hack".to_owned(), ..Options::default() };
-    let picture = draw(buffer, theme, Bold::Outline);
     let cannot = |why: String| format!("a picture of {width}x{height} pixels cannot be drawn: {why}");
-    let tree = Tree::from_str(&picture, &options).map_err(|error| cannot(error.to_string()))?;
-    let mut pixels = Pixmap::new(width, height).ok_or_else(|| cannot("there is not enough memory".to_owned()))?;
-    resvg::render(&tree, Transform::default(), &mut pixels.as_mut());
-    pixels.encode_png().map_err(|error| cannot(error.to_string()))
+    let font = Font::new(epaint_default_fonts::HACK_REGULAR).map_err(cannot)?;
+    let mut pixels = Pixels::new((width, height), canvas(theme), font)
+        .ok_or_else(|| cannot("there is not enough memory".to_owned()))?;
+    draw(buffer, theme, &mut pixels);
+    let mut file = Vec::new();
+    let mut encoder = Encoder::new(&mut file, width, height);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    // Flat areas are smaller without the filters that photographs need.
+    encoder.set_filter(Filter::NoFilter);
+    let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(pixels.bytes()));
+    written.map_err(|error| cannot(error.to_string()))?;
+    Ok(file)
 }

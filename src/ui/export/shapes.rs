@@ -1,8 +1,7 @@
 //! Borders and blocks as shapes: drawn from edge to edge of their cell, so that they join.
 
-use std::fmt::Write;
-
-use super::svg::{CELL_HEIGHT, CELL_WIDTH};
+use super::draw::{Area, CELL_HEIGHT, CELL_WIDTH, Surface};
+use crate::ui::theme::Rgb;
 
 /// The middle of a cell, where lines run.
 const MIDDLE: (u32, u32) = (CELL_WIDTH / 2, CELL_HEIGHT / 2);
@@ -56,70 +55,52 @@ pub(super) fn shape(c: char) -> Option<Shape> {
 
 impl Shape {
     /// Draws the character `count` times from the cell at (`x`, `y`) to the right.
-    pub(super) fn draw(self, out: &mut String, x: u32, y: u32, count: u32, color: &str) {
+    pub(super) fn draw(self, on: &mut impl Surface, x: u32, y: u32, count: u32, color: Rgb) {
         match self {
             // What reaches from side to side joins into one.
             Self::Lines([0, right, 0, left]) if right == left => {
-                rect(out, x, y + MIDDLE.1, CELL_WIDTH * count, right, color);
+                on.rect(Area { x, y: y + MIDDLE.1, width: CELL_WIDTH * count, height: right }, color, 100);
             }
             Self::Block([0, top, 8, height]) => {
                 let top_px = top * CELL_HEIGHT / 8;
-                let bottom_px = (top + height) * CELL_HEIGHT / 8;
-                rect(out, x, y + top_px, CELL_WIDTH * count, bottom_px - top_px, color);
+                let height = (top + height) * CELL_HEIGHT / 8 - top_px;
+                on.rect(Area { x, y: y + top_px, width: CELL_WIDTH * count, height }, color, 100);
             }
-            shape => (0..count).for_each(|nth| shape.draw_one(out, x + nth * CELL_WIDTH, y, color)),
+            Self::Shade(percent) => {
+                on.rect(Area { x, y, width: CELL_WIDTH * count, height: CELL_HEIGHT }, color, percent);
+            }
+            shape => (0..count).for_each(|nth| shape.draw_one(on, x + nth * CELL_WIDTH, y, color)),
         }
     }
 
-    fn draw_one(self, out: &mut String, x: u32, y: u32, color: &str) {
+    fn draw_one(self, on: &mut impl Surface, x: u32, y: u32, color: Rgb) {
         let (mx, my) = MIDDLE;
+        let mut rect = |x, y, width, height| on.rect(Area { x, y, width, height }, color, 100);
         match self {
             Self::Lines([up, right, down, left]) => {
                 let vertical = up.max(down);
                 if up > 0 && down > 0 {
-                    rect(out, x + mx, y, up, CELL_HEIGHT, color);
+                    rect(x + mx, y, up, CELL_HEIGHT);
                 } else if up > 0 {
-                    rect(out, x + mx, y, up, my + 1, color);
+                    rect(x + mx, y, up, my + 1);
                 } else if down > 0 {
-                    rect(out, x + mx, y + my, down, CELL_HEIGHT - my, color);
+                    rect(x + mx, y + my, down, CELL_HEIGHT - my);
                 }
                 if left > 0 {
-                    rect(out, x, y + my, mx + vertical.min(1), left, color);
+                    rect(x, y + my, mx + vertical.min(1), left);
                 }
                 if right > 0 {
-                    rect(out, x + mx, y + my, CELL_WIDTH - mx, right, color);
+                    rect(x + mx, y + my, CELL_WIDTH - mx, right);
                 }
             }
-            Self::Corner { down, right } => {
-                let edge_y = if down { y + CELL_HEIGHT } else { y };
-                let edge_x = if right { x + CELL_WIDTH } else { x };
-                let bend = if down { y + my + 5 } else { y + my - 4 };
-                let (cx, cy) = (f64::from(x + mx) + 0.5, f64::from(y + my) + 0.5);
-                // Writing to a string does not fail.
-                let _ = writeln!(
-                    out,
-                    r#"<path d="M{cx} {edge_y}V{bend}Q{cx} {cy} {edge_x} {cy}" fill="none" stroke="{color}"/>"#
-                );
-            }
+            Self::Corner { down, right } => on.corner(x, y, down, right, color),
             Self::Block([left, top, width, height]) => {
                 let (left_px, right_px) = (left * CELL_WIDTH / 8, ((left + width) * CELL_WIDTH).div_ceil(8));
                 let (top_px, bottom_px) = (top * CELL_HEIGHT / 8, (top + height) * CELL_HEIGHT / 8);
-                rect(out, x + left_px, y + top_px, right_px - left_px, bottom_px - top_px, color);
+                rect(x + left_px, y + top_px, right_px - left_px, bottom_px - top_px);
             }
-            Self::Shade(percent) => {
-                let _ = writeln!(
-                    out,
-                    r#"<rect x="{x}" y="{y}" width="{CELL_WIDTH}" height="{CELL_HEIGHT}" fill="{color}" fill-opacity="0.{percent}" shape-rendering="crispEdges"/>"#
-                );
-            }
+            // Drawn whole above.
+            Self::Shade(_) => {}
         }
     }
-}
-
-fn rect(out: &mut String, x: u32, y: u32, width: u32, height: u32, color: &str) {
-    // Writing to a string does not fail.
-    let _ = writeln!(
-        out,
-        r#"<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{color}" shape-rendering="crispEdges"/>"#
-    );
 }
