@@ -48,7 +48,7 @@ impl Platform for FlatDriver {
         vmi.driver().note("leave");
         vmi.destroy_view(view)
     }
-    fn is_left_over(_: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
+    fn is_left_over(_: &Self::Tap, _: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
         false
     }
     fn guest_wrote(_: &mut Self::Tap, _: &VmiCore<Self>, _: Gfn) -> Result<(), VmiError> {
@@ -69,7 +69,8 @@ impl Platform for FlatDriver {
 fn step(call: &Call, shadow: Gfn) -> Option<&'static str> {
     Some(match call {
         Call::Pause => "pause",
-        Call::SetMemoryAccess { gfn, .. } if *gfn == CODE => "unmonitor the breakpoint's page",
+        Call::SetMemoryAccess { gfn, .. } if *gfn == CODE => "open the breakpoint's page",
+        Call::Write { pa, bytes } if Gfn(pa.0 >> 12) == shadow && !bytes.contains(&0xcc) => "restore the shadow",
         Call::SetMemoryAccess { access: MemoryAccess::RWX, .. } => "open a table",
         Call::ResetViewGfn { gfn: CODE, .. } => "show the guest's own page",
         Call::FreeGfn(gfn) if *gfn == shadow => "free the shadow",
@@ -106,8 +107,8 @@ fn breakpoints_go_first_then_tables_then_the_view() {
     let shadow = *vmi.driver().allocated().first().expect("a frame");
     let is_patch = |call: &Call| matches!(call, Call::Write { pa, .. } if Gfn(pa.0 >> 12) == shadow);
     let patched = set.iter().rposition(is_patch).expect("a patch");
-    let hidden = position(&|call| matches!(call, Call::SetMemoryAccess { gfn: CODE, .. })).expect("a monitored page");
-    assert!(shown < hidden && patched < hidden, "installed, then protected: {set:?}");
+    let closed = position(&|call| matches!(call, Call::SetMemoryAccess { gfn: CODE, .. })).expect("a closed page");
+    assert!(closed < patched && patched < shown, "closed, then copied, then shown: {set:?}");
 
     // Nobody can ask anything any more: it ends.
     assert!(matches!(session.handle(monitor), Ok(Some(_))));
@@ -118,8 +119,9 @@ fn breakpoints_go_first_then_tables_then_the_view() {
         steps,
         [
             "pause",
-            "unmonitor the breakpoint's page",
             "show the guest's own page",
+            "restore the shadow",
+            "open the breakpoint's page",
             "free the shadow",
             "open a table",
             "leave the view",

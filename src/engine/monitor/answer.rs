@@ -31,7 +31,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 if let Some(response) = self.hit(vmi) {
                     return response;
                 }
-                if D::is_left_over(vmi.core(), event) {
+                if D::is_left_over(self.bpm.controller(), vmi.core(), event) {
                     return D::step_over(vmi.core());
                 }
                 VmiEventResponse::reinject_interrupt()

@@ -384,6 +384,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
     }
 
     fn handle_interrupted(&mut self, _: VmiSession<'_, D, Os>) -> Interrupted {
+        self.quit = true;
         Interrupted::End
     }
 

@@ -59,9 +59,9 @@ pub trait Platform:
     /// When the driver fails; what could be taken back was.
     fn leave(vmi: &VmiCore<Self>, view: View) -> Result<(), VmiError>;
 
-    /// Whether a breakpoint event that belongs to no breakpoint of ours is left over from one that was just removed;
-    /// the guest's own INT3 is not.
-    fn is_left_over(vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool;
+    /// Whether a breakpoint event that nobody waits for is our doing all the same: it is left over from a breakpoint that
+    /// was just removed, or of one that is for another address space. The guest's own INT3 is not.
+    fn is_left_over(tap: &Self::Tap, vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool;
 
     /// The guest wrote to a frame that has breakpoints: they follow.
     ///
@@ -113,11 +113,19 @@ pub(in crate::engine) mod second_level {
         steps.into_iter().collect()
     }
 
-    /// The guest's own frame holds an INT3 only if the guest put it there.
-    pub(in crate::engine) fn is_left_over<D>(vmi: &VmiCore<D>, event: &VmiEvent<Amd64>) -> bool
+    /// The guest's own frame holds an INT3 only if the guest put it there. Where that cannot be read, one of ours is not
+    /// given to the guest for its own, which would be its end.
+    pub(in crate::engine) fn is_left_over<D>(
+        tap: &BreakpointController<D>,
+        vmi: &VmiCore<D>,
+        event: &VmiEvent<Amd64>,
+    ) -> bool
     where
         D: VmiFullDriver<Architecture = Amd64>,
     {
-        matches!(BreakpointController::is_breakpoint(vmi, event), Ok(false))
+        match BreakpointController::is_breakpoint(vmi, event) {
+            Ok(is_the_guests) => !is_the_guests,
+            Err(_) => tap.interceptor().contains_breakpoint(event),
+        }
     }
 }

@@ -211,6 +211,23 @@ where
         self.settle(vmi)
     }
 
+    /// Forgets an address however often it was monitored: for the owner of all its counts, when the address space is
+    /// gone, say. Whoever else counted it is not told. Nothing to do is not an error.
+    ///
+    /// # Errors
+    /// As [`unmonitor`](Self::unmonitor).
+    pub fn unmonitor_by_force(
+        &mut self,
+        vmi: &VmiCore<Driver>,
+        ctx: impl Into<AddressContext>,
+        view: View,
+    ) -> Result<(), VmiError> {
+        if let Some(id) = self.watches.find(ctx.into(), view) {
+            self.forget(id);
+        }
+        self.settle(vmi)
+    }
+
     /// Forgets all addresses of a view, however often they were monitored.
     ///
     /// # Errors
