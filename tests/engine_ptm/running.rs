@@ -65,8 +65,8 @@ impl Vcpus {
     }
 }
 
-/// The vCPU of stores on their way: others' marks are processed meanwhile.
-const STEPPING: VcpuId = VcpuId(1);
+/// The vCPUs that have a store on its way, one each; vCPU 0's marks are processed meanwhile.
+const STEPPING: std::ops::RangeInclusive<u16> = 1..=4;
 
 fn run(rounds: u64, seed: u64, failing: bool) {
     let guest = guest(8);
@@ -85,8 +85,8 @@ fn run(rounds: u64, seed: u64, failing: bool) {
         (0..6).for_each(|_| vcpus.borrow_mut().run(vmi.driver()));
         // Some stores are answered now and made during what comes.
         let held = std::mem::take(&mut vcpus.borrow_mut().held);
-        for store in held {
-            ptm.mark_dirty_entry(Pa(store.entry), VIEW, STEPPING);
+        for (store, vcpu) in held.into_iter().zip(STEPPING) {
+            ptm.mark_dirty_entry(Pa(store.entry), VIEW, VcpuId(vcpu));
             vcpus.borrow_mut().stepping.push(store);
         }
         if failing {
@@ -108,7 +108,9 @@ fn run(rounds: u64, seed: u64, failing: bool) {
         for store in std::mem::take(&mut vcpus.borrow_mut().stepping) {
             vmi.driver().poke64(store.entry, store.value);
         }
-        events.extend(ptm.process_dirty_entries(vmi, STEPPING).expect("nothing fails"));
+        for vcpu in STEPPING {
+            events.extend(ptm.process_dirty_entries(vmi, VcpuId(vcpu)).expect("nothing fails"));
+        }
         for event in &events {
             let update = event.update();
             let pa = event.is_page_in().then_some(update.pa);
