@@ -1,6 +1,8 @@
 //! Breakpoints: shadow pages, controllers, and the manager's rules one by one. What random sequences of calls do is in
 //! `engine_bpm_model.rs`.
 
+#[path = "engine_bpm/running.rs"]
+mod running;
 mod support;
 
 use std::cell::Cell;
@@ -106,7 +108,8 @@ fn a_shadow_is_complete_before_it_is_shown() {
     assert_eq!(interceptor.saved_bytes(view, pa), Some([original(&vmi, pa)].as_slice()));
 
     assert_eq!(interceptor.remove_breakpoint(&vmi, pa, view).ok(), Some(Some(true)));
-    assert_eq!(vmi.driver().take_calls(), [Call::ResetViewGfn { view, gfn: CODE }]);
+    let restore = Call::Write { pa: Pa(frame.0 << 12 | 0x100), bytes: vec![original(&vmi, pa)] };
+    assert_eq!(vmi.driver().take_calls(), [Call::ResetViewGfn { view, gfn: CODE }, restore]);
     assert!(untouched(&vmi));
     assert_eq!(interceptor.remove_breakpoint(&vmi, pa, view).ok(), Some(None));
 }
@@ -129,6 +132,135 @@ fn breakpoints_are_counted_by_place() {
     assert_eq!(fetched(&vmi, view, pa), original(&vmi, pa));
     assert_eq!(interceptor.remove_breakpoint(&vmi, near, view).ok(), Some(Some(true)));
     assert!(untouched(&vmi));
+}
+
+#[test]
+fn by_force_a_breakpoint_leaves_however_often_it_was_inserted() {
+    let (vmi, view, other) = guest();
+    let mut interceptor = Interceptor::new();
+    let (pa, near) = (in_page(CODE, VA), in_page(CODE, VA) + 1);
+    for _ in 0..3 {
+        interceptor.insert_breakpoint(&vmi, pa, view).expect("inserted");
+        interceptor.insert_breakpoint(&vmi, near, view).expect("inserted");
+    }
+    assert_eq!(interceptor.remove_breakpoint_by_force(&vmi, pa, other).ok(), Some(None), "not in this view");
+    assert_eq!(interceptor.remove_breakpoint_by_force(&vmi, pa + 2, view).ok(), Some(None), "not at this place");
+    vmi.driver().fail_nth_change(0);
+    assert!(interceptor.remove_breakpoint_by_force(&vmi, pa, view).is_err());
+    assert_eq!(fetched(&vmi, view, pa), 0xcc);
+    assert_eq!(
+        interceptor.remove_breakpoint_by_force(&vmi, pa, view).ok(),
+        Some(Some(false)),
+        "one is left in the page"
+    );
+    assert_eq!((fetched(&vmi, view, pa), fetched(&vmi, view, near)), (original(&vmi, pa), 0xcc));
+    // A failure leaves the count: it takes three again.
+    vmi.driver().fail_nth_change(0);
+    assert!(interceptor.remove_breakpoint_by_force(&vmi, near, view).is_err());
+    assert_eq!(interceptor.remove_breakpoint(&vmi, near, view).ok(), Some(Some(false)));
+    assert_eq!(
+        interceptor.remove_breakpoint_by_force(&vmi, near, view).ok(),
+        Some(Some(true)),
+        "that was the last one"
+    );
+    assert!(untouched(&vmi));
+    assert_eq!(interceptor.remove_breakpoint_by_force(&vmi, near, view).ok(), Some(None));
+}
+
+#[test]
+fn an_event_is_known_by_the_breakpoint_that_is_in_its_place() {
+    let (vmi, view, other) = guest();
+    let mut interceptor = Interceptor::new();
+    let event = |view: View, gfn, va| int3(view, gfn, va, ROOT);
+    assert!(!interceptor.contains_breakpoint(&event(view, CODE, VA)));
+    interceptor.insert_breakpoint(&vmi, in_page(CODE, VA), view).expect("inserted");
+    interceptor.insert_breakpoint(&vmi, in_page(CODE, VA), view).expect("counted");
+    assert!(interceptor.contains_breakpoint(&event(view, CODE, VA)));
+    // Whichever address the frame is mapped at, in whichever address space.
+    assert!(interceptor.contains_breakpoint(&int3(view, CODE, Va(0x100), ROOT2)));
+    for no in [event(other, CODE, VA), event(view, OTHER, VA), event(view, CODE, VA + 1)] {
+        assert!(!interceptor.contains_breakpoint(&no));
+    }
+    assert!(!interceptor.contains_breakpoint(&int3(None, CODE, VA, ROOT)), "in no view that is known");
+    assert!(!interceptor.contains_breakpoint(&access(view, in_page(CODE, VA), MemoryAccess::X)), "not an interrupt");
+    // With prefixes in front of it, as far as they are in the same page.
+    let prefixed = |va, length| {
+        let interrupt = Interrupt { instruction_length: length, ..Interrupt::breakpoint() };
+        let reason = Amd64EventReason::Interrupt(EventInterrupt { gfn: CODE, interrupt });
+        VmiEvent::new(VcpuId(0), Some(view), registers(va, ROOT), reason)
+    };
+    assert!(interceptor.contains_breakpoint(&prefixed(Va(VA.0 - 2), 3)));
+    assert!(!interceptor.contains_breakpoint(&prefixed(VA, 3)));
+    interceptor.insert_breakpoint(&vmi, in_page(CODE, Va(0)), view).expect("inserted");
+    assert!(!interceptor.contains_breakpoint(&prefixed(Va(0x7f00_0000_0fff), 2)), "the next page is another frame");
+    assert_eq!(interceptor.remove_breakpoint(&vmi, in_page(CODE, VA), view).ok(), Some(Some(false)));
+    assert!(interceptor.contains_breakpoint(&event(view, CODE, VA)), "one is left");
+    assert_eq!(interceptor.remove_breakpoint(&vmi, in_page(CODE, VA), view).ok(), Some(Some(false)));
+    assert!(!interceptor.contains_breakpoint(&event(view, CODE, VA)));
+}
+
+/// Whether there is a breakpoint in a frame of ours that nothing shows.
+fn unclean(vmi: &Core) -> bool {
+    let shown: Vec<Gfn> = vmi.driver().remapped().into_iter().map(|(_, _, shown)| shown).collect();
+    let frames = vmi.driver().allocated().into_iter().filter(|frame| !shown.contains(frame));
+    frames.into_iter().any(|frame| vmi.driver().peek(frame.0 << 12, 0x1000).contains(&0xcc))
+}
+
+#[test]
+fn no_breakpoint_stays_in_a_frame_that_is_not_shown() {
+    let (vmi, view, other) = guest();
+    let mut interceptor = Interceptor::new();
+    let pa = in_page(CODE, VA);
+    for points in [[0, 1, 2], [2, 0, 1]] {
+        for point in points {
+            interceptor.insert_breakpoint(&vmi, pa + point, view).expect("inserted");
+        }
+        for point in points {
+            interceptor.remove_breakpoint(&vmi, pa + point, view).expect("removed");
+        }
+        assert!(!unclean(&vmi));
+    }
+    interceptor.insert_breakpoint(&vmi, pa, view).expect("inserted");
+    interceptor.insert_breakpoint(&vmi, pa, view).expect("counted");
+    interceptor.remove_breakpoint_by_force(&vmi, pa, view).expect("removed");
+    assert!(!unclean(&vmi) && interceptor.spare_frames() == 1);
+    // One that was filled and could not be shown.
+    vmi.driver().fail_if(|call| matches!(call, Call::ChangeViewGfn { .. }));
+    assert!(interceptor.insert_breakpoint(&vmi, pa, view).is_err());
+    assert!(!unclean(&vmi) && untouched(&vmi) && interceptor.spare_frames() == 1);
+    // Where it cannot be emptied either, that is made up for.
+    let mut writes = 0;
+    vmi.driver().fail_if(move |call| {
+        writes += u32::from(matches!(call, Call::Write { .. }));
+        matches!(call, Call::ChangeViewGfn { .. }) || writes == 2
+    });
+    assert!(interceptor.insert_breakpoint(&vmi, pa, view).is_err());
+    assert!(unclean(&vmi));
+    vmi.driver().stop_failing();
+    assert_eq!(interceptor.remove_breakpoint(&vmi, pa, other).ok(), Some(None));
+    assert!(!unclean(&vmi) && interceptor.spare_frames() == 1);
+    // A removal that cannot take it out puts the page back.
+    interceptor.insert_breakpoint(&vmi, pa, view).expect("inserted");
+    vmi.driver().fail_nth_of(0, |call| matches!(call, Call::Write { .. }));
+    assert!(interceptor.remove_breakpoint(&vmi, pa, view).is_err());
+    assert_eq!(fetched(&vmi, view, pa), 0xcc);
+    // And where that fails, too, the breakpoint is gone, and so is what is in the frame, later.
+    vmi.driver().fail_if(|call| matches!(call, Call::Write { .. }));
+    assert!(interceptor.remove_breakpoint(&vmi, pa, view).is_err());
+    assert_eq!((interceptor.saved_bytes(view, pa), untouched(&vmi)), (None, true));
+    assert!(interceptor.free_all(&vmi).is_err());
+    assert_eq!(vmi.driver().allocated().len(), 1, "a frame with a breakpoint in it is not given back");
+    vmi.driver().stop_failing();
+    // Also not from under a shadow that is still shown.
+    interceptor.insert_breakpoint(&vmi, pa, view).expect("inserted");
+    interceptor.insert_breakpoint(&vmi, pa, other).expect("inserted");
+    vmi.driver().run_between_calls(|driver, call| {
+        if let Call::FreeGfn(frame) = call {
+            assert!(!driver.peek(frame.0 << 12, 0x1000).contains(&0xcc));
+        }
+    });
+    interceptor.free_all(&vmi).expect("freed");
+    assert!(untouched(&vmi) && vmi.driver().allocated().is_empty());
 }
 
 #[test]
@@ -287,6 +419,26 @@ fn a_guests_own_breakpoint_is_told_from_a_stale_event() {
 }
 
 #[test]
+fn an_event_of_ours_is_never_given_to_the_guest() {
+    let (vmi, view, _) = guest();
+    let mut controller = Int3::new();
+    let pa = in_page(CODE, VA);
+    controller.insert_breakpoint(&vmi, pa, view).expect("inserted");
+    // Under another root than the breakpoint's, or an instant after its removal.
+    let event = int3(view, CODE, VA, ROOT2);
+    assert!(controller.is_left_over(&vmi, &event));
+    assert!(controller.is_left_over(&vmi, &int3(view, OTHER, VA, ROOT)));
+    // Where the guest's own page cannot be read, what is in the shadow is known.
+    vmi.driver().fail_if(|call| matches!(call, Call::Read { .. }));
+    assert!(controller.is_left_over(&vmi, &event));
+    assert!(!controller.is_left_over(&vmi, &int3(view, OTHER, VA, ROOT)));
+    vmi.driver().stop_failing();
+    // The guest has one of its own under ours.
+    vmi.driver().poke(pa.0, &[0xcc]);
+    assert!(!controller.is_left_over(&vmi, &event));
+}
+
+#[test]
 fn permissions_leave_what_others_took() {
     let (vmi, view, _) = guest();
     let mut controller = MemoryController::<FlatDriver>::new();
@@ -343,7 +495,7 @@ fn at(view: View) -> Breakpoint {
 }
 
 #[test]
-fn monitoring_follows_insertion_and_ends_before_removal() {
+fn a_page_is_closed_before_its_shadow_is_made_and_opened_after_it_is_gone() {
     let (vmi, view, _) = guest();
     let mut manager = BreakpointManager::<Int3>::new();
     let options = Default::default();
@@ -351,17 +503,18 @@ fn monitoring_follows_insertion_and_ends_before_removal() {
     assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).expect("inserted"));
     let calls = vmi.driver().take_calls();
     let shadow = manager.controller().interceptor().shadow(view, CODE).expect("shown");
-    assert_eq!(
-        calls.get(calls.len() - 2..),
-        Some([Call::ChangeViewGfn { view, old: CODE, new: shadow }, set(MemoryAccess::X)].as_slice())
-    );
+    let show = Call::ChangeViewGfn { view, old: CODE, new: shadow };
+    let [Call::AllocateGfn, first, Call::Write { .. }, third, last] = calls.as_slice() else { panic!("{calls:?}") };
+    assert_eq!([first, third, last], [&set(MemoryAccess::X), &show, &set(MemoryAccess::X)]);
     // A second one in the page is not monitored again, and the page stays monitored while one is left.
     let near = Breakpoint::new((VA + 1, ROOT), view);
     assert!(manager.insert_with_hint(&vmi, near, Some(in_page(CODE, VA + 1))).expect("inserted"));
     assert!(manager.remove(&vmi, at(view)).expect("removed"));
     assert!(vmi.driver().take_calls().iter().all(|call| matches!(call, Call::Write { .. })));
     assert!(manager.remove(&vmi, near).expect("removed"));
-    assert_eq!(vmi.driver().take_calls(), [set(MemoryAccess::RWX), Call::ResetViewGfn { view, gfn: CODE }]);
+    let calls = vmi.driver().take_calls();
+    let [first, Call::Write { .. }, last] = calls.as_slice() else { panic!("{calls:?}") };
+    assert_eq!([first, last], [&Call::ResetViewGfn { view, gfn: CODE }, &set(MemoryAccess::RWX)]);
     assert!(untouched(&vmi) && manager.is_empty());
 }
 
@@ -463,8 +616,8 @@ fn the_guests_byte_comes_back_with_the_last_breakpoint() {
     for breakpoint in &all {
         assert!(manager.insert_with_hint(&vmi, *breakpoint, Some(pa)).expect("inserted"));
     }
-    let monitored = vmi.driver().take_calls().into_iter().filter(|call| matches!(call, Call::SetMemoryAccess { .. }));
-    assert_eq!(monitored.count(), 2, "a page is monitored once in each view");
+    let shown = vmi.driver().take_calls().into_iter().filter(|call| matches!(call, Call::ChangeViewGfn { .. }));
+    assert_eq!(shown.count(), 2, "a page is shown once in each view");
     for (n, breakpoint) in all.iter().enumerate() {
         assert_eq!(fetched(&vmi, breakpoint.view(), pa), 0xcc);
         assert!(manager.remove(&vmi, *breakpoint).expect("removed"));
@@ -586,6 +739,78 @@ fn removal_by_event_reaches_every_view_and_says_what_is_left() {
     assert!(untouched(&vmi) && manager.is_empty());
 }
 
+/// Removal by event takes the breakpoint that caused it: an event that another one caused, or none, takes nothing.
+#[test]
+fn removal_by_event_takes_no_other_breakpoint() {
+    let (vmi, view, other) = guest();
+    let pa = in_page(CODE, VA);
+    let wanted = |view, key| Breakpoint::new((VA, ROOT), view).with_key(key);
+    let left = |manager: &BreakpointManager<Int3, u8>| {
+        let mut left: Vec<_> = manager.breakpoints().map(|state| (state.breakpoint, state.pa)).collect();
+        left.sort_unstable_by_key(|(breakpoint, _)| (breakpoint.key(), breakpoint.view(), breakpoint.ctx().root));
+        left
+    };
+    for global in [false, true] {
+        let form = |breakpoint: Breakpoint<u8>| if global { breakpoint.global() } else { breakpoint };
+        let mut manager = BreakpointManager::<Int3, u8>::new();
+        manager.insert_with_hint(&vmi, form(wanted(view, 0)), Some(pa)).expect("inserted");
+        manager.insert_with_hint(&vmi, form(wanted(other, 0)), None).expect("pending");
+        manager.insert_with_hint(&vmi, form(wanted(view, 1)), Some(pa)).expect("inserted");
+        let before = left(&manager);
+        vmi.driver().take_calls();
+        let events = [
+            // Another frame than the one that it is in, another view, in which it waits; another address space.
+            int3(view, OTHER, VA, ROOT),
+            int3(other, CODE, VA, ROOT),
+            int3(View(9), CODE, VA, ROOT),
+            int3(view, CODE, VA + 1, ROOT),
+            int3(view, CODE, VA, if global { ROOT } else { ROOT2 }),
+        ];
+        for (nth, event) in events.iter().enumerate() {
+            let key = if global && nth == 4 { 2 } else { 0 };
+            assert_eq!(manager.remove_by_event(&vmi, event, key).ok(), Some(None), "{event:?}");
+            assert_eq!((left(&manager), vmi.driver().take_calls()), (before.clone(), Vec::new()), "{event:?}");
+        }
+        // Its own takes it from all views, and nobody else's.
+        assert_eq!(manager.remove_by_event(&vmi, &int3(view, CODE, VA, ROOT), 0).ok(), Some(Some(false)));
+        assert_eq!(left(&manager), [(form(wanted(view, 1)), Some(pa))]);
+        manager.clear(&vmi).expect("cleared");
+    }
+
+    // A local one and one for all address spaces, of one key: each by its own event.
+    let mut manager = BreakpointManager::<Int3, u8>::new();
+    let global = Breakpoint::new((VA, ROOT2), view).global().with_key(0);
+    manager.insert_with_hint(&vmi, wanted(view, 0), Some(pa)).expect("inserted");
+    manager.insert_with_hint(&vmi, global, Some(pa)).expect("inserted");
+    assert_eq!(manager.remove_by_event(&vmi, &int3(view, CODE, VA, ROOT), 0).ok(), Some(Some(false)));
+    assert_eq!(left(&manager), [(global, Some(pa))]);
+    assert_eq!(manager.remove_by_event(&vmi, &int3(view, CODE, VA, ROOT), 0).ok(), Some(Some(true)));
+    assert!(manager.is_empty() && untouched(&vmi));
+}
+
+#[test]
+fn a_breakpoint_in_an_address_space_that_cannot_be_is_refused() {
+    let (vmi, view, _) = guest();
+    let next = Cell::new(8);
+    let space = Tables::new(vmi.driver(), &next, 4);
+    for direct in [true, false] {
+        vmi.driver().set_direct(direct);
+        let mut manager = BreakpointManager::<Int3>::new();
+        for root in [Pa(16 << 12), Pa(0x10_0000), Pa(0x000f_ffff_ffff_f000)] {
+            for breakpoint in [Breakpoint::new((VA, root), view), Breakpoint::new((VA, root), view).global()] {
+                let refused = manager.insert(&vmi, breakpoint);
+                assert!(matches!(refused, Err(VmiError::OutOfBounds(at)) if at == root), "{refused:?}");
+                assert!(manager.is_empty());
+            }
+        }
+        // One that is in memory and maps nothing waits, also the last frame.
+        for root in [space.root(), Pa(15 << 12)] {
+            assert!(manager.insert(&vmi, Breakpoint::new((VA, root), view)).expect("pending"));
+        }
+        manager.clear(&vmi).expect("cleared");
+    }
+}
+
 #[test]
 fn removal_by_view_counts_pending_ones_and_outlives_the_view() {
     let (vmi, view, other) = guest();
@@ -604,8 +829,8 @@ fn removal_by_view_counts_pending_ones_and_outlives_the_view() {
 #[test]
 fn an_insertion_that_fails_is_not_there() {
     let (vmi, view, _) = guest();
-    // Read, allocation, write, remapping, permission: each in its turn.
-    for nth in 0..5 {
+    // Allocation, permission, read, write, remapping, permission: each in its turn.
+    for nth in 0..6 {
         let mut manager = BreakpointManager::<Int3>::new();
         vmi.driver().fail_nth(nth);
         assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).is_err(), "call {nth} failed");
@@ -615,16 +840,20 @@ fn an_insertion_that_fails_is_not_there() {
         assert!(vmi.driver().allocated().is_empty());
     }
     let mut manager = BreakpointManager::<Int3>::new();
-    vmi.driver().fail_nth(5);
-    assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).is_ok(), "there is no sixth call");
+    vmi.driver().fail_nth(6);
+    assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).is_ok(), "there is no seventh call");
 }
 
 #[test]
 fn an_insertion_that_could_not_be_taken_back_is_known() {
     let (vmi, view, _) = guest();
     let mut manager = BreakpointManager::<Int3>::new();
-    // The page cannot be monitored, and the view cannot be reset.
-    vmi.driver().fail_if(|call| matches!(call, Call::SetMemoryAccess { .. } | Call::ResetViewGfn { .. }));
+    // The page cannot be monitored once it is shown, and the view cannot be reset.
+    let mut shown = false;
+    vmi.driver().fail_if(move |call| {
+        shown |= matches!(call, Call::ChangeViewGfn { .. });
+        shown && matches!(call, Call::SetMemoryAccess { .. } | Call::ResetViewGfn { .. })
+    });
     assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).is_err());
     assert_eq!(fetched(&vmi, view, in_page(CODE, VA)), 0xcc);
     assert!(manager.contains_by_address((VA, ROOT), ()));
@@ -642,14 +871,55 @@ fn a_removal_that_fails_leaves_it_armed_and_monitored() {
     let (vmi, view, _) = guest();
     let mut manager = BreakpointManager::<Int3>::new();
     manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).expect("inserted");
-    for nth in 0..2 {
+    // Showing the page, restoring the frame, permission: each in its turn.
+    for nth in 0..3 {
         vmi.driver().fail_nth_change(nth);
         assert!(manager.remove(&vmi, at(view)).is_err());
         assert!(manager.contains_by_address((VA, ROOT), ()));
         assert_eq!(vmi.driver().access(view, CODE), Some(MemoryAccess::X));
         assert_eq!(fetched(&vmi, view, in_page(CODE, VA)), 0xcc);
     }
+    // Where it cannot be put back either, it is out, and the books say so.
+    let restoring: fn(&Call) -> bool = |call| matches!(call, Call::Write { .. });
+    for kind in [restoring, |call| matches!(call, Call::SetMemoryAccess { .. })] {
+        vmi.driver().fail_if(kind);
+        assert!(manager.remove(&vmi, at(view)).is_err());
+        assert!(!manager.contains_by_address((VA, ROOT), ()) && !manager.contains_page(view, CODE));
+        assert!(untouched(&vmi) && manager.len() == 1);
+        vmi.driver().stop_failing();
+        assert!(!manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).expect("armed again"));
+        assert_eq!(fetched(&vmi, view, in_page(CODE, VA)), 0xcc);
+    }
     assert!(manager.remove(&vmi, at(view)).expect("a retry works"));
+    manager.clear(&vmi).expect("cleared");
+    assert!(untouched(&vmi) && vmi.driver().allocated().is_empty());
+}
+
+#[test]
+fn a_page_that_could_not_be_opened_again_is_opened_later() {
+    let (vmi, view, other) = guest();
+    let mut manager = BreakpointManager::<Int3>::new();
+    vmi.driver().fail_if(|call| matches!(call, Call::ChangeViewGfn { .. } | Call::ResetViewGfn { .. }));
+    assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).is_err());
+    assert!(manager.is_empty() && vmi.driver().remapped().is_empty());
+    assert_eq!(vmi.driver().access(view, CODE), Some(MemoryAccess::X), "closed for nothing");
+    vmi.driver().stop_failing();
+    manager.insert_with_hint(&vmi, at(other), Some(in_page(OTHER, VA))).expect("inserted");
+    assert_eq!(vmi.driver().access(view, CODE), Some(MemoryAccess::RWX), "any later call makes up for it");
+
+    // One that has got a breakpoint by then stays closed.
+    vmi.driver().fail_if(|call| matches!(call, Call::ChangeViewGfn { .. } | Call::ResetViewGfn { .. }));
+    assert!(manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).is_err());
+    let mut first = true;
+    vmi.driver().fail_if(move |call| matches!(call, Call::ResetViewGfn { .. }) && std::mem::take(&mut first));
+    manager.insert_with_hint(&vmi, at(view), Some(in_page(CODE, VA))).expect("inserted");
+    assert!(manager.remove(&vmi, at(other)).expect("removed"));
+    assert_eq!(
+        (vmi.driver().access(view, CODE), fetched(&vmi, view, in_page(CODE, VA))),
+        (Some(MemoryAccess::X), 0xcc)
+    );
+    manager.clear(&vmi).expect("cleared");
+    assert!(untouched(&vmi) && vmi.driver().allocated().is_empty());
 }
 
 #[test]

@@ -400,17 +400,15 @@ impl<C: Kind> Run<C> {
                 let own = |name: &Name, entry: &Entry| {
                     name.0 == key && (name.2, name.3) == (ctx.va, ctx.root) && !entry.global
                 };
-                let global = match after.at(ctx, gfn, view, key) {
-                    Some((global, _)) => global,
-                    None => !after.0.iter().any(|(name, entry)| own(name, entry)),
-                };
-                let before = after.0.len();
-                after.0.retain(|name, entry| match global {
-                    true => !(entry.global && name.0 == key && name.2 == ctx.va),
-                    false => !own(name, entry),
+                // What did not cause the event stays.
+                let hit = after.at(ctx, gfn, view, key);
+                after.0.retain(|name, entry| match hit {
+                    Some((true, _)) => !(entry.global && name.0 == key && name.2 == ctx.va),
+                    Some((false, _)) => !own(name, entry),
+                    None => true,
                 });
                 let left = after.installed().keys().any(|(v, pa)| *v == view && Gfn(pa.0 >> 12) == gfn);
-                (after.0.len() < before).then_some(!left)
+                hit.map(|_| !left)
             }
             Op::RemoveByView(view) => {
                 let before = after.0.len();
@@ -490,6 +488,7 @@ impl<C: Kind> Run<C> {
         }
         if matches!(op, Op::Clear) {
             assert!(self.vmi.driver().allocated().is_empty(), "all frames are given back");
+            assert!(self.vmi.driver().restricted().is_empty(), "all pages are open");
         }
         self.check(op);
     }
@@ -546,6 +545,8 @@ impl<C: Kind> Run<C> {
         if failed > 1 {
             let installed = self.model.installed();
             self.loose.extend(installed.keys().map(|(view, pa)| (*view, Gfn(pa.0 >> 12))));
+            // What could not be undone is made up for by any later call.
+            let _ = self.manager.controller_mut().remove_breakpoint(&self.vmi, Pa(0), self.views[0]);
         }
         if let Op::Write(pa, _) = op {
             // The shadow is behind until the write is told again.

@@ -94,7 +94,31 @@ fn blemishes(file: &str, source: &str) -> Vec<String> {
         let unsafe_tokens = tokens.iter().filter(|(_, token)| token == "unsafe" || token == "unsafe_code");
         found.extend(unsafe_tokens.map(|(line, _)| format!("{file}:{line}: unsafe code belongs in engine::driver")));
     }
+    // The system and its handlers are told addresses, from where `unsafe` is allowed. Nobody compares them.
+    let is_driver = module.starts_with(&["engine".to_owned(), "driver".to_owned()]);
+    let why = "an address is no identity: it is used again (see engine::snapshot::Serial)";
+    found.extend(addresses(&tokens, !is_driver).into_iter().map(|line| format!("{file}:{line}: {why}")));
     found
+}
+
+/// The lines on which addresses of values are compared, and with `taken` those on which one is taken at all.
+fn addresses(tokens: &[(usize, String)], taken: bool) -> Vec<usize> {
+    let token = |index: usize| tokens.get(index).map_or("", |(_, token)| token.as_str());
+    let is_one = |&index: &usize| match token(index) {
+        "ptr_eq" | "addr_eq" | "same_channel" => true,
+        // However it was imported: `ptr::eq`, `use std::ptr::{self, eq as same}`.
+        "ptr" if token(index + 1) == "::" => match token(index + 2) {
+            "eq" | "hash" | "{" | "*" => true,
+            next => taken && next.starts_with("from_"),
+        },
+        "as_ptr" | "as_mut_ptr" | "NonNull" | "expose_provenance" => taken,
+        // `x as *const T`, `&raw const x`.
+        "*" | "raw" => taken && ["const", "mut"].contains(&token(index + 1)),
+        _ => false,
+    };
+    let mut lines: Vec<usize> = (0..tokens.len()).filter(is_one).map(|index| tokens[index].0).collect();
+    lines.dedup();
+    lines
 }
 
 /// Splits Rust source into identifiers, `::` and single other characters, each with its line; comments and the
@@ -437,6 +461,32 @@ fn other_blemishes_are_found() {
     assert_eq!(faults_of("ui/pane.rs", "#![allow(unsafe_code)]").len(), 1, "unsafe allowed above the drivers");
     assert!(faults_of("engine/driver/qemu/memory.rs", "fn f() { unsafe { g() } }").is_empty());
     assert!(faults_of("ui/pane.rs", "// unsafe\nconst A: &str = \"unsafe\";").is_empty());
+}
+
+#[test]
+fn comparing_addresses_is_found_however_it_is_written() {
+    let compared = [
+        "fn f() -> bool { Arc::ptr_eq(&a, &b) }",
+        "fn f() -> bool { std::ptr::eq(a, b) }",
+        "use std::ptr::{self, eq as same};",
+        "fn f() -> bool { std::ptr::addr_eq(a, b) }",
+        "fn f() -> bool { one.same_channel(&two) }",
+    ];
+    let taken = [
+        "fn f() -> usize { Arc::as_ptr(&a) as usize }",
+        "fn f() -> usize { a as *const T as usize }",
+        "fn f() -> usize { (&raw const a).addr() }",
+        "fn f() -> bool { ptr::from_ref(a) == seen }",
+        "fn f() -> bool { NonNull::from(a) == seen }",
+    ];
+    for sample in compared.iter().chain(&taken) {
+        assert_eq!(faults_of("app/history.rs", sample).len(), 1, "{sample}");
+        let in_driver = faults_of("engine/driver/qemu/mapping.rs", sample).len();
+        assert_eq!(in_driver, usize::from(compared.contains(sample)), "{sample}");
+    }
+    for sample in ["fn f(x: u64) -> u64 { x * raw }", "const A: &str = \"ptr_eq\"; // as_ptr()"] {
+        assert_eq!(faults_of("app/history.rs", sample), Vec::<String>::new(), "{sample}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tui_input::Input;
 use vmscope::{
     engine::{
         command::Subject,
-        snapshot::{Ages, BreakpointId, Counters, Part, Run, RunState, SearchProgress, Snapshot, Status, Va},
+        snapshot::{Ages, BreakpointId, Counters, Part, Process, Run, RunState, SearchProgress, Snapshot, Status, Va},
     },
     ui::{
         self, export, rows,
@@ -226,6 +226,28 @@ fn compare(group: &str, screens: Vec<(&'static str, Snapshot, UiState)>) {
         insta::assert_snapshot!(format!("{group}-{name}-text"), text);
         insta::assert_snapshot!(format!("{group}-{name}-styles"), styles);
     }
+}
+
+#[test]
+fn a_list_where_another_one_was_is_another_list() {
+    let list = |pid: u32| Part::new(vec![Process { pid, object: Va(pid.into()), ..Process::default() }]);
+    let place = |part: &Part<Vec<Process>>| std::ptr::from_ref::<Vec<Process>>(part).addr();
+    let mut ui = fixture::screen((80, 24));
+    let first = Snapshot { processes: list(4), ..Snapshot::default() };
+    rows::settle(&first, &mut ui);
+    ui.pane_mut(PaneId::Processes).marks = [RowKey::Process(4, Va(4))].into();
+    let was = place(&first.processes);
+    drop(first);
+    // Lists of the same size, kept until one lies where the first one lay.
+    let mut kept = Vec::new();
+    let again = (5..1_000).map(list).find_map(|part| {
+        let is_there = place(&part) == was;
+        kept.push(part.clone());
+        is_there.then_some(part)
+    });
+    let again = Snapshot { processes: again.expect("the allocator uses memory again"), ..Snapshot::default() };
+    rows::settle(&again, &mut ui);
+    assert!(ui.pane(PaneId::Processes).marks.is_empty(), "the marked row is gone");
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn hostile(word: &str, number: u64) -> Snapshot {
     snapshot.taken_at_ns = number;
     snapshot.notice = Some(word().into());
     snapshot.guest =
-        Part::new(Guest { name: word(), version: word(), memory_bytes: number, ..(*snapshot.guest.data).clone() });
+        Part::new(Guest { name: word(), version: word(), memory_bytes: number, ..Guest::clone(&snapshot.guest) });
     let mut processes = fixture::processes();
     for process in &mut processes {
         process.name = word();

@@ -137,7 +137,7 @@ fn picture(nth: u64) -> Snapshot {
         taken_at_ns: nth * 1_000,
         counters: Counters { events: nth, ..Counters::default() },
         capabilities: Part::new(vec![Capability::Pause]),
-        processes: Part { generation: nth, data: Arc::new((0..200).map(process).collect()) },
+        processes: Part::new((0..200).map(process).collect()),
         ..Snapshot::default()
     }
 }

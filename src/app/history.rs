@@ -32,7 +32,7 @@ impl History {
 
     /// Takes a newer picture; answers whether it is one.
     pub fn digest(&mut self, snapshot: Arc<Snapshot>) -> bool {
-        if Arc::ptr_eq(&snapshot, &self.live) {
+        if snapshot.serial == self.live.serial {
             return false;
         }
         let due = match self.kept.back() {

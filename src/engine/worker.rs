@@ -86,8 +86,8 @@ impl Platform for SimDriver {
     fn leave(vmi: &VmiCore<Self>, view: View) -> Result<(), VmiError> {
         second_level::leave(vmi, view)
     }
-    fn is_left_over(vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool {
-        second_level::is_left_over(vmi, event)
+    fn is_left_over(tap: &Self::Tap, vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool {
+        tap.is_left_over(vmi, event)
     }
     fn guest_wrote(tap: &mut Self::Tap, vmi: &VmiCore<Self>, gfn: Gfn) -> Result<(), VmiError> {
         tap.guest_wrote(vmi, gfn).map(|_| ())
@@ -128,7 +128,7 @@ impl Platform for QemuDriver {
         Ok(())
     }
     /// The stub reports its own breakpoints only: what is unknown was removed.
-    fn is_left_over(_: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
+    fn is_left_over(_: &Self::Tap, _: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
         true
     }
     /// The stub's breakpoints are not in guest memory.

@@ -102,6 +102,9 @@ struct FlatView {
 /// Decides which call fails.
 type Chooser = Box<dyn FnMut(&Call) -> bool>;
 
+/// What the vCPUs do before a call.
+type Vcpus = Box<dyn FnMut(&FlatDriver, &Call)>;
+
 /// The driver. Its guest memory is `frames` frames from 0; frames of `allocate_gfn` lie behind it.
 pub struct FlatDriver {
     frames: u64,
@@ -119,6 +122,7 @@ pub struct FlatDriver {
     log_reads: Cell<bool>,
     direct: Cell<bool>,
     fail: RefCell<Option<Chooser>>,
+    vcpus: RefCell<Option<Vcpus>>,
     failures: Cell<u64>,
 }
 
@@ -141,6 +145,7 @@ impl FlatDriver {
             log_reads: Cell::new(false),
             direct: Cell::new(true),
             fail: RefCell::default(),
+            vcpus: RefCell::default(),
             failures: Cell::new(0),
         }
     }
@@ -324,7 +329,20 @@ impl FlatDriver {
         self.script.borrow_mut().extend(what);
     }
 
+    /// Has the guest run before every call, as on a machine whose vCPUs nobody stopped.
+    pub fn run_between_calls(&self, vcpus: impl FnMut(&Self, &Call) + 'static) {
+        *self.vcpus.borrow_mut() = Some(Box::new(vcpus));
+    }
+
     fn called(&self, call: Call) -> Result<(), VmiError> {
+        // While they run they make no call.
+        let vcpus = self.vcpus.borrow_mut().take();
+        if let Some(mut vcpus) = vcpus {
+            if self.paused.get() == 0 {
+                vcpus(self, &call);
+            }
+            *self.vcpus.borrow_mut() = Some(vcpus);
+        }
         let fails = self.fail.borrow_mut().as_mut().is_some_and(|choose| choose(&call));
         let name = if fails { format!("{call:?}") } else { String::new() };
         if self.log_reads.get() || !matches!(call, Call::Read { .. }) {
@@ -454,8 +472,6 @@ impl VmiViewControl for FlatDriver {
         self.check_gfn(new_gfn)?;
         self.with_view(view, |view| {
             view.shown.insert(old_gfn, new_gfn);
-            // As on Xen, the frame comes with the permissions of the one that it shows now.
-            view.access.remove(&old_gfn);
         })
     }
 

@@ -138,12 +138,15 @@ where
             self.set_armed(id, None);
             return Ok(());
         }
-        self.uninstall(vmi, ctx, pa, view)?;
+        let (removed, result) = self.uninstall(vmi, ctx, pa, view);
+        if !removed {
+            return result;
+        }
         self.set_armed(id, None);
         if let Some(group) = group.and_then(|group| self.books.group_mut(group)) {
             group.places.retain(|&(place, _)| place != pa);
         }
-        Ok(())
+        result
     }
 
     fn set_armed(&mut self, id: Id, pa: Option<Pa>) {
@@ -185,7 +188,8 @@ where
         let page = entry.get_mut();
         if !page.monitored {
             if let Err(error) = self.controller.monitor(vmi, gfn, view) {
-                let taken_back = unless_view_gone(self.controller.remove_breakpoint_at(vmi, ctx, pa, view)).is_ok();
+                let taken_back = unless_view_gone(self.controller.remove_breakpoint_at(vmi, ctx, pa, view)).is_ok()
+                    || !self.controller.is_installed(pa, view);
                 if !taken_back {
                     page.installed += 1;
                 } else if page.installed == 0 {
@@ -199,27 +203,38 @@ where
         (true, Ok(()))
     }
 
-    /// Takes a breakpoint from the controller; before the last one of its page leaves, monitoring ends.
-    fn uninstall(&mut self, vmi: &CoreOf<Controller>, ctx: AddressContext, pa: Pa, view: View) -> Result<(), VmiError> {
+    /// Takes a breakpoint from the controller; after the last one of its page has left, monitoring ends: a page that is
+    /// opened shows nothing of ours any more. Answers whether the controller has it no longer, which may be in spite of an
+    /// error: when one call failed, and another one that was to put the breakpoint back.
+    fn uninstall(
+        &mut self,
+        vmi: &CoreOf<Controller>,
+        ctx: AddressContext,
+        pa: Pa,
+        view: View,
+    ) -> (bool, Result<(), VmiError>) {
         let gfn = ArchOf::<Controller>::gfn_from_pa(pa);
-        let Some(mut entry) = self.pages.find_entry(view, gfn) else { return Ok(()) };
+        let Some(mut entry) = self.pages.find_entry(view, gfn) else { return (true, Ok(())) };
         let page = entry.get_mut();
-        let last = page.installed == 1;
-        if last && page.monitored {
-            unless_view_gone(self.controller.unmonitor(vmi, gfn, view))?;
-            page.monitored = false;
+        let mut result = unless_view_gone(self.controller.remove_breakpoint_at(vmi, ctx, pa, view));
+        if result.is_err() && self.controller.is_installed(pa, view) {
+            return (false, result);
         }
-        if let Err(error) = unless_view_gone(self.controller.remove_breakpoint_at(vmi, ctx, pa, view)) {
-            if !page.monitored {
-                page.monitored = self.controller.monitor(vmi, gfn, view).is_ok();
-            }
-            return Err(error);
-        }
-        if last {
-            entry.remove();
-        } else {
+        if page.installed > 1 {
             page.installed -= 1;
+            return (true, result);
         }
-        Ok(())
+        if page.monitored
+            && let Err(error) = unless_view_gone(self.controller.unmonitor(vmi, gfn, view))
+        {
+            result = result.and(Err(error));
+            if self.controller.insert_breakpoint_at(vmi, ctx, pa, view).is_ok() {
+                // It is monitored still, but for what the removal has undone.
+                let _ = self.controller.monitor(vmi, gfn, view);
+                return (false, result);
+            }
+        }
+        entry.remove();
+        (true, result)
     }
 }

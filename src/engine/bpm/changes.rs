@@ -35,7 +35,8 @@ where
     ///
     /// # Errors
     /// [`VmiError::Invalid`] where the key has a breakpoint at this address that is global and this one is not, or the
-    /// other way round; else as the controller failed, and then the breakpoint is not there.
+    /// other way round; [`VmiError::OutOfBounds`] where the translation root is not in the guest's memory, so that
+    /// nothing could ever be mapped; else as the controller failed. The breakpoint is not there then.
     pub fn insert(
         &mut self,
         vmi: &CoreOf<Controller>,
@@ -44,15 +45,20 @@ where
         let breakpoint = breakpoint.into();
         match vmi.translate_address(breakpoint.ctx()) {
             Ok(pa) => self.insert_with_hint(vmi, breakpoint, Some(pa)),
-            Err(VmiError::Translation(_)) => self.insert_with_hint(vmi, breakpoint, None),
+            Err(VmiError::Translation(_)) => {
+                // Where there is no table, no page ever comes.
+                vmi.read_entry(Pa(breakpoint.ctx().root.0 & ArchOf::<Controller>::PAGE_MASK))?;
+                self.insert_with_hint(vmi, breakpoint, None)
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// The same where the caller knows what the address maps to, or that it is not mapped.
+    /// The same where the caller knows what the address maps to, or that it is not mapped; the guest's tables are not
+    /// looked at.
     ///
     /// # Errors
-    /// As [`BreakpointManager::insert`].
+    /// As [`BreakpointManager::insert`], but for the root.
     pub fn insert_with_hint(
         &mut self,
         vmi: &CoreOf<Controller>,
@@ -133,9 +139,11 @@ where
         self.remove(vmi, breakpoint)
     }
 
-    /// Removes the breakpoint that caused an event, at every view of its address.
+    /// Removes the breakpoint that caused an event, at every view of its address: of the key, and global or for the one
+    /// address space as that one is. Where an event is not caused by a breakpoint of the key
+    /// ([`get_by_event`](BreakpointManager::get_by_event) knows none), nothing is removed.
     ///
-    /// Answers whether the event's page has no breakpoint left; `None` where there was no breakpoint.
+    /// Answers whether the event's page has no breakpoint left; `None` where no breakpoint caused the event.
     ///
     /// # Errors
     /// As the controller failed; every view was tried, and what is still in the guest is still known.
@@ -146,18 +154,12 @@ where
         key: Key,
     ) -> Result<Option<bool>, VmiError> {
         let Some((ctx, gfn, view)) = self.address_of(event) else { return Ok(None) };
-        let hit = self.get_by_address(ctx, gfn, view, key);
-        let global = match hit {
-            Some(breakpoint) => breakpoint.is_global(),
-            None => !self.books.sites_at(ctx).any(|(_, site)| site.group().is_none() && site.breakpoint.key() == key),
-        };
+        let Some(hit) = self.get_by_address(ctx, gfn, view, key) else { return Ok(None) };
         let mut failed = None;
-        let mut removed = false;
-        if global {
+        if hit.is_global() {
             let mine = self.books.groups_at(ctx.va).filter(|(_, group)| group.breakpoint.key() == key);
             let groups: Vec<Id> = mine.map(|(id, _)| id).collect();
             for group in groups {
-                removed = true;
                 note(&mut failed, self.remove_group(vmi, group));
             }
         } else {
@@ -165,14 +167,10 @@ where
             let mine = sites.filter(|(_, site)| site.group().is_none() && site.breakpoint.key() == key);
             let sites: Vec<Id> = mine.map(|(id, _)| id).collect();
             for site in sites {
-                removed = true;
                 note(&mut failed, self.remove_site(vmi, site));
             }
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(removed.then(|| !self.contains_page(view, gfn))),
-        }
+        failed.map_or(Ok(Some(!self.contains_page(view, gfn))), Err)
     }
 
     /// Removes all breakpoints of a view, pending ones too; the view may be gone already. Answers whether there were any.

@@ -282,13 +282,15 @@ pub trait VmiViewControl: VmiDriver {
     /// [`VmiError::ViewNotFound`].
     fn switch_to_view(&self, view: View) -> Result<(), VmiError>;
 
-    /// Makes a frame show another frame's contents in a view.
+    /// Makes a frame show another frame's contents in a view. Its permissions stay what they are, at every moment: a page
+    /// that was closed shows nothing to a vCPU that runs meanwhile. A driver whose hypervisor takes over the permissions
+    /// of `new_gfn` (Xen's altp2m) gives them to that one first.
     ///
     /// # Errors
     /// [`VmiError::ViewNotFound`], [`VmiError::OutOfBounds`], [`VmiError::ReadOnly`].
     fn change_view_gfn(&self, view: View, old_gfn: Gfn, new_gfn: Gfn) -> Result<(), VmiError>;
 
-    /// Makes a frame show its own contents again, with the view's default permissions.
+    /// Makes a frame show its own contents again, with the view's default permissions, both in one.
     ///
     /// # Errors
     /// [`VmiError::ViewNotFound`].

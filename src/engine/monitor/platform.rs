@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::engine::{
     addr::{Gfn, View},
     arch::amd64::{Amd64, EventMonitor, ExceptionVector},
-    bpm::{BreakpointController, TapController},
+    bpm::TapController,
     driver::{
         MemoryAccess, VmiDriver, VmiEventControl, VmiFullDriver, VmiQueryRegisters, VmiRead, VmiStep, VmiVmControl,
     },
@@ -59,9 +59,9 @@ pub trait Platform:
     /// When the driver fails; what could be taken back was.
     fn leave(vmi: &VmiCore<Self>, view: View) -> Result<(), VmiError>;
 
-    /// Whether a breakpoint event that belongs to no breakpoint of ours is left over from one that was just removed;
-    /// the guest's own INT3 is not.
-    fn is_left_over(vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool;
+    /// Whether a breakpoint event that nobody waits for is our doing all the same: it is left over from a breakpoint that
+    /// was just removed, or of one that is for another address space. The guest's own INT3 is not.
+    fn is_left_over(tap: &Self::Tap, vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool;
 
     /// The guest wrote to a frame that has breakpoints: they follow.
     ///
@@ -111,13 +111,5 @@ pub(in crate::engine) mod second_level {
             vmi.destroy_view(view),
         ];
         steps.into_iter().collect()
-    }
-
-    /// The guest's own frame holds an INT3 only if the guest put it there.
-    pub(in crate::engine) fn is_left_over<D>(vmi: &VmiCore<D>, event: &VmiEvent<Amd64>) -> bool
-    where
-        D: VmiFullDriver<Architecture = Amd64>,
-    {
-        matches!(BreakpointController::is_breakpoint(vmi, event), Ok(false))
     }
 }

@@ -13,7 +13,8 @@ use crate::engine::{
     os::VmiOs,
     session::{VmiCore, VmiSession},
     snapshot::{
-        Capability, Counters, Guest, Process, Run, SearchProgress, Snapshot, Status, SymbolTable, Unavailable, Vcpu,
+        Capability, Counters, Detail, Guest, Process, Run, SearchProgress, Snapshot, Status, SymbolTable, Unavailable,
+        Vcpu,
     },
 };
 
@@ -23,37 +24,35 @@ const PERIOD: Duration = Duration::from_millis(33);
 /// How long a snapshot may stand that nothing but the clock has made old.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// What a snapshot says, as far as it can be told apart at no cost: the parts by their generations.
+/// What a snapshot says, as far as it can be told apart at no cost: the parts by their numbers.
 #[derive(Debug, Default, PartialEq)]
 struct Said {
     parts: [u64; 8],
     counters: Counters,
     run: Run,
     truncated: bool,
-    detail: Option<usize>,
-    search: Option<usize>,
-    symbols: usize,
+    detail: Option<Arc<Detail>>,
+    search: Option<SearchProgress>,
 }
 
 impl Said {
     fn of(snapshot: &Snapshot) -> Self {
         Self {
             parts: [
-                snapshot.guest.generation,
-                snapshot.vcpus.generation,
-                snapshot.processes.generation,
-                snapshot.breakpoints.generation,
-                snapshot.page_tables.generation,
-                snapshot.faults.generation,
-                snapshot.events.generation,
-                snapshot.event_rates.generation,
+                snapshot.guest.id(),
+                snapshot.vcpus.id(),
+                snapshot.processes.id(),
+                snapshot.breakpoints.id(),
+                snapshot.page_tables.id(),
+                snapshot.faults.id(),
+                snapshot.events.id(),
+                snapshot.event_rates.id(),
             ],
             counters: Counters { snapshots: 0, ..snapshot.counters },
             run: snapshot.run.clone(),
             truncated: snapshot.processes_truncated,
-            detail: snapshot.detail.as_ref().map(|detail| Arc::as_ptr(detail).addr()),
-            search: snapshot.search.as_ref().map(|search| Arc::as_ptr(search).addr()),
-            symbols: Arc::as_ptr(&snapshot.symbols).addr(),
+            detail: snapshot.detail.clone(),
+            search: snapshot.search.as_deref().copied(),
         }
     }
 }
@@ -69,6 +68,7 @@ pub(super) struct Publisher {
     looked: Option<Instant>,
     /// What the last snapshot said, to tell whether the next one says anything new.
     said: Said,
+    symbols_changed: bool,
     pub(super) breakpoints_changed: bool,
     pub(super) tables_changed: bool,
 }
@@ -82,6 +82,7 @@ impl Publisher {
             last: None,
             looked: None,
             said: Said::default(),
+            symbols_changed: true,
             breakpoints_changed: true,
             tables_changed: true,
         }
@@ -107,12 +108,13 @@ impl Publisher {
         self.current.guest.set(guest);
         self.current.capabilities.set(capabilities);
         self.current.unavailable.set(unavailable);
-        self.current.symbols = Arc::clone(symbols);
+        self.set_symbols(Arc::clone(symbols));
         self.current.notice = None;
     }
 
     pub(super) fn set_symbols(&mut self, symbols: Arc<SymbolTable>) {
         self.current.symbols = symbols;
+        self.symbols_changed = true;
     }
 
     /// Takes note of when the guest booted. Its clock ticks in seconds, so less than two of them are no news.
@@ -160,11 +162,12 @@ impl Publisher {
 
     /// Whether the working copy differs from the last snapshot in more than the time.
     fn is_news(&self) -> bool {
-        self.said != Said::of(&self.current)
+        self.symbols_changed || self.said != Said::of(&self.current)
     }
 
     fn publish(&mut self) {
         self.said = Said::of(&self.current);
+        self.symbols_changed = false;
         self.last = Some(Instant::now());
         self.slot.store(Arc::new(self.current.clone()));
         // A ping that is still there says the same.

@@ -36,7 +36,7 @@ use self::{
     watch::Watches,
 };
 use super::{
-    addr::{AddressContext, Pa, View},
+    addr::{AddressContext, Gfn, Pa, View},
     driver::VmiRead,
     error::VmiError,
     session::VmiCore,
@@ -159,6 +159,7 @@ where
         };
         let id = self.watches.insert(ctx, view, tag, maps);
         self.watches.attach(id, node, &mut self.tree.at_mut(node).first_watch);
+        self.catch_passing();
         // Only tables of earlier calls can be left over here: their errors are not this call's.
         let _ = self.settle(vmi);
         Ok(())
@@ -211,6 +212,23 @@ where
         self.settle(vmi)
     }
 
+    /// Forgets an address however often it was monitored: for the owner of all its counts, when the address space is
+    /// gone, say. Whoever else counted it is not told. Nothing to do is not an error.
+    ///
+    /// # Errors
+    /// As [`unmonitor`](Self::unmonitor).
+    pub fn unmonitor_by_force(
+        &mut self,
+        vmi: &VmiCore<Driver>,
+        ctx: impl Into<AddressContext>,
+        view: View,
+    ) -> Result<(), VmiError> {
+        if let Some(id) = self.watches.find(ctx.into(), view) {
+            self.forget(id);
+        }
+        self.settle(vmi)
+    }
+
     /// Forgets all addresses of a view, however often they were monitored.
     ///
     /// # Errors
@@ -232,6 +250,11 @@ where
         self.dirty.clear();
         self.undelivered.clear();
         self.settle(vmi)
+    }
+
+    /// Whether a frame is guarded in a view: it holds a monitored entry.
+    pub fn guards(&self, gfn: Gfn, view: View) -> bool {
+        self.tree.tables.find(gfn, view) != NONE
     }
 
     /// How many page-table pages are guarded, counted by view.

@@ -18,7 +18,7 @@ use crate::engine::{
 pub enum Interrupted {
     /// Go on, once; a second signal ends the session whatever the handler says.
     Continue,
-    /// End the session.
+    /// End the session, with the output that the next [`VmiHandler::poll`] answers, if any.
     End,
 }
 
@@ -28,7 +28,7 @@ pub trait VmiHandler<Driver: VmiDriver, Os> {
     /// What the session is for.
     type Output;
 
-    /// Called before each wait; a result ends the session.
+    /// Called before each wait, and once more when an interruption ends the session; a result ends the session.
     fn poll(&mut self, vmi: VmiSession<'_, Driver, Os>) -> Option<Self::Output>;
 
     /// Answers an event.
@@ -128,7 +128,8 @@ where
             Err(VmiError::Interrupted) => {
                 signals += 1;
                 if handler.handle_interrupted(vmi) == Interrupted::End || signals > 1 {
-                    return Ok(None);
+                    // What the handler has found by now is not lost with the wait.
+                    return Ok(handler.poll(vmi));
                 }
             }
             Err(error) => return Err(error),

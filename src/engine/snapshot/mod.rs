@@ -1,7 +1,7 @@
 //! What the screen may know: one immutable picture of the guest and of what the engine does to it.
 //!
-//! A snapshot is cheap to publish and to keep: every part is an [`Arc`] with a generation, an unchanged part is
-//! shared with the snapshot before. It serialises to the documented JSON form (`docs/snapshot.md`); names in it
+//! A snapshot is cheap to publish and to keep: every part is shared with the snapshot before while it does not change,
+//! and has a number by which that is seen. It serialises to the documented JSON form (`docs/snapshot.md`); names in it
 //! are stable, [`SCHEMA`] changes when one changes its meaning. Strings that came out of the guest are cleaned
 //! ([`clean`]) before they get here. Start at [`Snapshot`]; the rows of its parts have a file each.
 
@@ -20,6 +20,7 @@ mod machine;
 mod part;
 mod process;
 mod run;
+mod serial;
 mod table;
 
 pub use self::{
@@ -36,6 +37,7 @@ pub use self::{
     part::Part,
     process::{Process, ProcessFlag, ProcessKey},
     run::{Run, RunState, StoppedBy, WayOn},
+    serial::Serial,
     table::{Table, WalkEntry},
 };
 pub use super::{
@@ -66,6 +68,9 @@ pub enum Status {
 /// The whole picture.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
+    /// Tells this snapshot from every other one.
+    #[serde(skip)]
+    pub serial: Serial,
     /// [`SCHEMA`].
     pub schema: u32,
     /// Nanoseconds of the guest's clock where the driver has one (demo), else since the engine started.

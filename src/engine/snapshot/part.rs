@@ -4,46 +4,53 @@ use std::{ops::Deref, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
-/// A part of a snapshot: shared data and the number of its last change.
+use super::Serial;
+
+/// A part of a snapshot: data that never change, shared by all its clones, with a number that is theirs alone.
 ///
-/// Two parts with the same generation (of one engine run) hold the same data, so that lists derived from a part
-/// need no rebuilding until its generation moves.
+/// Parts with the same [`Part::id`] are one and the same, whatever snapshot, engine run or moment they come from, so that
+/// what was derived from a part needs no second look until the number is another.
 #[derive(Clone, Debug, Default)]
-pub struct Part<T> {
-    /// Counts the changes of this part.
-    pub generation: u64,
-    /// The data.
-    pub data: Arc<T>,
+pub struct Part<T>(Arc<Numbered<T>>);
+
+#[derive(Debug, Default)]
+struct Numbered<T> {
+    serial: Serial,
+    data: T,
 }
 
 impl<T> Part<T> {
-    /// A part in its first generation.
+    /// A part that is no other.
     pub fn new(data: T) -> Self {
-        Self { generation: 1, data: Arc::new(data) }
+        Self(Arc::new(Numbered { serial: Serial::default(), data }))
     }
 
-    /// Replaces the data; the generation moves only when they differ.
+    /// Replaces the data with others; equal ones change nothing.
     pub fn set(&mut self, data: T)
     where
         T: PartialEq,
     {
-        if *self.data != data {
-            self.generation += 1;
-            self.data = Arc::new(data);
+        if self.0.data != data {
+            *self = Self::new(data);
         }
+    }
+
+    /// The number of these data: no other part in this process has it or ever had it.
+    pub fn id(&self) -> u64 {
+        self.0.serial.number()
     }
 }
 
 impl<T> Deref for Part<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.data
+        &self.0.data
     }
 }
 
 impl<T: Serialize> Serialize for Part<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.data.serialize(serializer)
+        self.0.data.serialize(serializer)
     }
 }
 
@@ -52,11 +59,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_moves_only_when_its_data_change() {
+    fn a_part_is_another_one_only_when_its_data_change() {
         let mut part = Part::new(vec![1]);
+        let (first, shared) = (part.id(), part.clone());
         part.set(vec![1]);
-        assert_eq!(part.generation, 1);
+        assert_eq!((part.id(), shared.id()), (first, first));
         part.set(vec![2]);
-        assert_eq!(part.generation, 2);
+        assert_ne!(part.id(), first);
+        part.set(vec![1]);
+        assert_ne!(part.id(), first, "data that come back are not the ones that were there");
+        assert_eq!((shared.id(), shared.as_slice()), (first, [1].as_slice()));
+        assert_ne!(Part::<u8>::default().id(), Part::<u8>::default().id());
     }
 }

@@ -4,7 +4,7 @@ use super::TapController;
 use crate::engine::{
     addr::{AccessContext, Gfn, Pa, Va, View},
     arch::{Architecture, EventReason, Registers},
-    bpm::Interceptor,
+    bpm::interceptor::{ExecuteOnly, Interceptor},
     driver::{MemoryAccess, VmiDriver, VmiMemory, VmiRead, VmiSetProtection, VmiViewControl, VmiVmControl, VmiWrite},
     error::VmiError,
     event::VmiEvent,
@@ -12,7 +12,7 @@ use crate::engine::{
 };
 
 /// Puts the architecture's breakpoint instruction into a shadow page that the guest may execute, but neither read nor
-/// write.
+/// write, from before it is shown until after it is hidden: the vCPUs may run meanwhile.
 ///
 /// A read raises an event and is answered by a step in the default view, where the page is as the guest left it. A write
 /// is answered in the same way; after the step [`BreakpointController::guest_wrote`] brings the shadow up to date.
@@ -58,6 +58,16 @@ where
         self.interceptor.guest_wrote(vmi, gfn)
     }
 
+    /// Whether an event of a breakpoint that nobody waits for is our doing all the same: left over from a breakpoint that
+    /// was just removed, or of one that is for another address space. The guest's own frame holds an INT3 only if the
+    /// guest put it there; where that cannot be read, one that is ours is not given to the guest, whose end it would be.
+    pub fn is_left_over(&self, vmi: &VmiCore<Driver>, event: &VmiEvent<Driver::Architecture>) -> bool {
+        match Self::is_breakpoint(vmi, event) {
+            Ok(is_the_guests) => !is_the_guests,
+            Err(_) => self.interceptor.contains_breakpoint(event),
+        }
+    }
+
     /// The shadow pages.
     pub fn interceptor(&self) -> &Interceptor<Driver> {
         &self.interceptor
@@ -79,11 +89,15 @@ where
     }
 
     fn insert_breakpoint(&mut self, vmi: &VmiCore<Driver>, pa: Pa, view: View) -> Result<(), VmiError> {
-        self.interceptor.insert_breakpoint(vmi, pa, view).map(|_| ())
+        self.interceptor.insert::<ExecuteOnly>(vmi, pa, view).map(|_| ())
     }
 
     fn remove_breakpoint(&mut self, vmi: &VmiCore<Driver>, pa: Pa, view: View) -> Result<(), VmiError> {
-        self.interceptor.remove_breakpoint(vmi, pa, view).map(|_| ())
+        self.interceptor.remove::<ExecuteOnly>(vmi, pa, view, false).map(|_| ())
+    }
+
+    fn is_installed(&self, pa: Pa, view: View) -> bool {
+        self.interceptor.saved_bytes(view, pa).is_some()
     }
 
     fn monitor(&mut self, vmi: &VmiCore<Driver>, gfn: Gfn, view: View) -> Result<(), VmiError> {

@@ -20,9 +20,9 @@ use crate::engine::{
 /// Puts breakpoints into the guest for the [`BreakpointManager`](super::BreakpointManager).
 ///
 /// A call that fails has changed nothing. A breakpoint that is inserted twice at one place is removed twice. Monitoring
-/// follows the first insertion in a page and ends before the last removal from it. On the way out a view that is gone
-/// already is no error. Other vCPUs that run between insertion and monitoring can see the breakpoint: pause the guest
-/// around a call where that matters.
+/// follows the first insertion in a page and ends after the last removal from it, so that no page is opened while it
+/// still shows a breakpoint. On the way out a view that is gone already is no error. The vCPUs run on between the calls:
+/// a controller whose breakpoints the guest could see hides them from the moment that it inserts them.
 pub trait TapController {
     /// The driver; a controller asks only for the capabilities that it needs.
     type Driver: VmiDriver;
@@ -42,8 +42,14 @@ pub trait TapController {
     /// Takes a breakpoint out.
     ///
     /// # Errors
-    /// When the driver failed; the breakpoint is still there then.
+    /// When the driver failed; the breakpoint is still there then, unless [`TapController::is_installed`] says otherwise.
     fn remove_breakpoint(&mut self, vmi: &VmiCore<Self::Driver>, pa: Pa, view: View) -> Result<(), VmiError>;
+
+    /// Whether a breakpoint is in the guest, where a call of this controller has failed: a controller that can fail to
+    /// undo what it did knows better than that nothing has changed.
+    fn is_installed(&self, _pa: Pa, _view: View) -> bool {
+        true
+    }
 
     /// Starts to hide a page with breakpoints from the guest, or to report its execution.
     ///
