@@ -319,6 +319,8 @@ where
     first.capabilities.set(capabilities);
     first.unavailable.set(unavailable);
     let commands = channels.requests.clone();
+    let awaited = commands.clone();
+    core.set_waits(move || !awaited.is_empty());
     let mut monitor = Monitor::new(options, channels, first);
     loop {
         let Some(os) = find_kernel(core, &mut monitor, &commands, detect, opened)? else { return Ok(()) };

@@ -178,7 +178,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if let Some(owner) = self.owners.of_pages(root) {
             return Some(owner.pid);
         }
-        self.processes.iter().find(|process| process.root == Some(root)).map(|process| process.pid)
+        self.pids.get(&root).copied()
     }
 
     /// Publishes what is known now, if it is news; a quiet guest costs the screen one picture a second.

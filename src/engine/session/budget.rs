@@ -40,10 +40,15 @@ impl Limits {
     pub const fn usual(is_slow: bool) -> Self {
         Self {
             reads: 1 << 20,
-            kept: 16 << 20,
-            time: Duration::from_secs(if is_slow { 30 } else { 1 }),
+            kept: 24 << 20,
+            time: Duration::from_secs(if is_slow { 30 } else { 2 }),
             time_if_awaited: Duration::from_millis(100),
         }
+    }
+
+    /// The same without a clock, for a guest whose every run is to be alike.
+    pub const fn timeless(self) -> Self {
+        Self { time: Duration::MAX, time_if_awaited: Duration::MAX, ..self }
     }
 }
 
@@ -222,9 +227,9 @@ impl<Driver: VmiRead> VmiCore<Driver> {
         self.budget.begin_round(limits.into());
     }
 
-    /// Begins a round of [`Limits::usual`].
-    pub fn begin_usual_round(&self) {
-        self.begin_round(Limits::usual(!self.driver.is_direct()));
+    /// What a round usually costs on this driver.
+    pub fn usual_limits(&self) -> Limits {
+        Limits::usual(!self.driver.is_direct())
     }
 
     /// Whether the look under way was cut short, and why. What it has found is not all.
