@@ -1,5 +1,7 @@
 //! The Linux layer on a kernel that was written by hand: nothing of it is known to the layer, and all of it may lie.
 
+#[path = "engine_linux/hostile.rs"]
+mod hostile;
 mod support;
 
 use indexmap::IndexSet;

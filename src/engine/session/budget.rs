@@ -46,6 +46,11 @@ impl Limits {
         }
     }
 
+    /// For the search for a kernel, which copies its image.
+    pub const fn search(self) -> Self {
+        Self { time: self.time.saturating_mul(10), ..self }
+    }
+
     /// The same without a clock, for a guest whose every run is to be alike.
     pub const fn timeless(self) -> Self {
         Self { time: Duration::MAX, time_if_awaited: Duration::MAX, ..self }
