@@ -52,9 +52,8 @@ fn looked(machine: &Machine, os: &LinuxOs, limits: Limits) -> (ProcessList, Opti
 fn processes_that_share_a_list_of_threads_cost_no_more_than_one_list() {
     let (machine, tasks) = crowd(50);
     let os = attach(&machine);
-    let head = |task: Va| {
-        Va(machine.peek64(task + offset("task_struct", "signal"))) + offset("signal_struct", "thread_head")
-    };
+    let head =
+        |task: Va| Va(machine.peek64(task + offset("task_struct", "signal"))) + offset("signal_struct", "thread_head");
     let nodes = chain(&machine, 2000, head(tasks[0]));
     for &task in &tasks {
         machine.poke64(head(task), nodes.0);
@@ -72,12 +71,14 @@ fn run_queues_that_lead_into_each_other_are_walked_once() {
         let area = machine.per_cpu_base(cpu) + VmiOs::<FlatDriver>::symbols(&os).lookup("runqueues").expect("there").0;
         Va(area) + offset("rq", "cfs_tasks")
     };
-    // No walk of it comes to an end.
-    let ring = chain(&machine, 3000, Va(0));
-    machine.poke64(ring + 2999 * 16, ring.0);
-    (0..2).for_each(|cpu| machine.poke64(queue(cpu), ring.0));
-    // A node is a read, and so is its task: twice in a look, for processes and for threads.
-    let (list, cut) = looked(&machine, &os, reads(12_000 + 1000));
+    // A ring that leads back to no head; around each of its nodes, a task of zeros.
+    let (first, nodes, bytes) = (machine.alloc(2001 * 0x400) + 0x400, 2000, 0x400);
+    for node in 0..nodes {
+        machine.poke64(first + node * bytes, (first + (node + 1) % nodes * bytes).0);
+    }
+    (0..2).for_each(|cpu| machine.poke64(queue(cpu), first.0));
+    // A node is a read, and its task one or two; the queues are looked at for processes and for threads.
+    let (list, cut) = looked(&machine, &os, reads(12_000));
     assert_eq!((cut, list.processes.len(), hidden(&list).len()), (None, 3, 0));
 }
 

@@ -78,11 +78,11 @@ impl Context {
     }
 
     fn is_fit(&self, c: char) -> bool {
-        if !is_printable(c) || is_part_of_emoji(c) {
+        if !is_printable(c) || is_invisible(c) || is_part_of_emoji(c) {
             return false;
         }
         let has_place = match c.width() {
-            Some(0) => is_mark(c) && self.is_base && !is_invisible_mark(c),
+            Some(0) => is_mark(c) && self.is_base,
             // Marks with a column of their own still belong to what is before them.
             Some(_) => !is_mark(c) || self.last.last().is_some_and(|last| last.is_some_and(|last| last != STAND_IN)),
             None => false,
@@ -109,12 +109,12 @@ fn is_mark(c: char) -> bool {
     c.general_category_group() == GeneralCategoryGroup::Mark
 }
 
-/// Marks that show nothing but change what is shown: Default_Ignorable_Code_Point in `DerivedCoreProperties.txt`, which are
-/// the combining grapheme joiner, the inherent vowels of Khmer and every Variation_Selector (a closed set).
-fn is_invisible_mark(c: char) -> bool {
+/// Letters and marks that show nothing, though they may take columns or change what is shown: what of
+/// Default_Ignorable_Code_Point (`DerivedCoreProperties.txt`, a set that is hardly ever added to) its category does not tell.
+fn is_invisible(c: char) -> bool {
     matches!(c,
-        '\u{34f}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180d}' | '\u{180f}' | '\u{fe00}'..='\u{fe0f}'
-        | '\u{e0100}'..='\u{e01ef}')
+        '\u{34f}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180d}' | '\u{180f}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
 }
 
 /// Whether a character is only a part of pictures (Emoji_Component, UTS #51): letters of flags, shades of skin. How wide

@@ -84,7 +84,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             return Ok(first);
         }
         let settled = self.lists_settle();
-        let (listed, truncated) = self.task_list()?;
+        let (listed, truncated) = match self.task_list() {
+            Err(VmiError::CutShort) => return Ok(first.list_only()),
+            list => list?,
+        };
         let mut second = self.both_sides(listed, truncated);
         if second.truncated || self.core.cut().is_some() {
             return Ok(first.list_only());
@@ -101,7 +104,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// Waits until nobody changes the lists of tasks, and forgets what was read of them; answers whether that came.
     pub(super) fn lists_settle(&self) -> bool {
         let lock = self.os.symbols.lookup("tasklist_lock");
-        (0..MOST_LOOKS).any(|look| {
+        (0..MOST_LOOKS).take_while(|_| self.core.cut().is_none()).any(|look| {
             if look > 0 {
                 thread::yield_now();
             }

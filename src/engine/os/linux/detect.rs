@@ -73,11 +73,7 @@ where
     }
 }
 
-fn find<Driver>(
-    core: &VmiCore<Driver>,
-    registers: &Amd64Registers,
-    profile: Option<&str>,
-) -> Result<LinuxOs, VmiError>
+fn find<Driver>(core: &VmiCore<Driver>, registers: &Amd64Registers, profile: Option<&str>) -> Result<LinuxOs, VmiError>
 where
     Driver: VmiRead<Architecture = Amd64>,
 {
