@@ -18,6 +18,7 @@ use vmscope::{
     engine::{
         command::Engine,
         driver::qemu::{self, QemuOptions},
+        snapshot::clean_lines,
         worker::{self, DemoOptions, StartOptions},
     },
     guests,
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
     let cli = Cli::read();
     let ended = match &cli.guest {
         Some(Guest::Guardian(guardian)) => return qemu::guardian::main(&guardian.arguments),
-        Some(Guest::Guests { json }) => print(guests::list(*json).as_bytes()),
+        Some(Guest::Guests { json }) => print(clean_lines(&guests::list(*json)).as_bytes()),
         Some(Guest::Completions { shell }) => print(&completions(*shell)),
         Some(Guest::Man) => manual().and_then(|page| print(&page)),
         _ => run(cli),
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err((why, status)) => {
             // Nobody reads a closed standard error.
-            let _ = writeln!(io::stderr(), "vmscope: {why}");
+            let _ = writeln!(io::stderr(), "vmscope: {}", clean_lines(&why));
             ExitCode::from(status)
         }
     }

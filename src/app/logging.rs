@@ -1,6 +1,10 @@
 //! The log: kept in memory for the log pane, and written to a file where one is asked for.
 
-use std::{fs::OpenOptions, path::Path};
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    path::Path,
+};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tracing::{Event, Subscriber, level_filters::LevelFilter};
@@ -10,6 +14,8 @@ use tracing_subscriber::{
     layer::{Context, SubscriberExt},
     util::SubscriberInitExt,
 };
+
+use crate::engine::snapshot::clean_lines;
 
 /// A running log; dropping it writes out what the file still lacks.
 pub struct Log {
@@ -39,7 +45,10 @@ pub fn start(level: LevelFilter, file: Option<&Path>) -> Result<Log, String> {
         }
     };
     let (writer, guard) = file.unzip();
-    let to_file = writer.map(|writer| fmt::layer().with_writer(writer).with_ansi(false));
+    let to_file = writer.map(|writer| {
+        let cleaning = move || Cleaning(writer.clone());
+        fmt::layer().with_writer(cleaning).with_ansi(false)
+    });
     tui_logger::set_default_level(tui_logger::LevelFilter::Trace);
     let (sender, changed) = bounded(1);
     tracing_subscriber::registry()
@@ -50,6 +59,21 @@ pub fn start(level: LevelFilter, file: Option<&Path>) -> Result<Log, String> {
         .try_init()
         .map_err(|error| format!("cannot start the log: {error}"))?;
     Ok(Log { changed, _file: guard })
+}
+
+/// Writes lines that are fit for a terminal: what is logged may be the words of a guest or of a peer.
+struct Cleaning<W>(W);
+
+impl<W: Write> Write for Cleaning<W> {
+    /// Whole events come at once, with the end of their line.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(clean_lines(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Hands new lines to the log pane; called before a frame is drawn.
@@ -64,5 +88,19 @@ impl<S: Subscriber> Layer<S> for Ping {
     fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
         // Full means that the loop has not looked yet; it will see this line too.
         let _ = self.0.try_send(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_drives_no_terminal() {
+        let mut written = Vec::new();
+        let line = "WARN a peer says \x1b]52;c;aGk=\x07 and \u{202e}txt\u{9b}\n";
+        Cleaning(&mut written).write_all(line.as_bytes()).expect("memory");
+        let written = String::from_utf8(written).expect("text");
+        assert_eq!(written, "WARN a peer says ␛]52;c;aGk=␇ and \u{fffd}txt\u{fffd}\n");
     }
 }

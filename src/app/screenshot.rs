@@ -10,7 +10,7 @@ use std::{
 use ratatui::buffer::Buffer;
 
 use crate::{
-    engine::snapshot::Snapshot,
+    engine::snapshot::{Snapshot, clean_lines},
     ui::{export, theme::Theme},
 };
 
@@ -121,5 +121,6 @@ impl Screenshot {
 /// A sentence when it cannot be written as JSON, which is a mistake in vmscope.
 pub fn json(snapshot: &Snapshot) -> Result<String, String> {
     let text = serde_json::to_string_pretty(snapshot);
-    text.map(|text| text + "\n").map_err(|error| format!("cannot write the snapshot as JSON: {error}"))
+    // Every string in it is clean; whoever shows it in a terminal need not rely on that.
+    text.map(|text| clean_lines(&text) + "\n").map_err(|error| format!("cannot write the snapshot as JSON: {error}"))
 }

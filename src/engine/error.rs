@@ -125,6 +125,11 @@ pub enum VmiError {
     /// The guest's operating system is not as expected.
     #[error("{0}")]
     Os(String),
+    /// A look at the guest's structures has used up its budget, or somebody waits: see `session::Limits`.
+    #[error(
+        "the guest's structures were not read to their end: that takes more reads, time or room than they are worth"
+    )]
+    CutShort,
 }
 
 impl VmiError {

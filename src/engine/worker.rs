@@ -33,7 +33,7 @@ use super::{
     os::{VmiOs, linux::LinuxOs, windows::WindowsOs},
     profile::Profile,
     ptm::{Unguarded, WriteProtect},
-    session::{VmiCore, VmiSession},
+    session::{Limits, VmiCore, VmiSession},
     snapshot::{Guest, SCHEMA, Snapshot, Status, clean},
 };
 
@@ -259,7 +259,7 @@ where
         }));
         let notice = match ended {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
+            Ok(Err(error)) => clean(&error, 2000),
             Err(panic) => {
                 let why = clean(panic_text(panic.as_ref()), 200);
                 format!("the engine failed inside ({why}); the guest was left running")
@@ -319,6 +319,8 @@ where
     first.capabilities.set(capabilities);
     first.unavailable.set(unavailable);
     let commands = channels.requests.clone();
+    let awaited = commands.clone();
+    core.set_waits(move || !awaited.is_empty());
     let mut monitor = Monitor::new(options, channels, first);
     loop {
         let Some(os) = find_kernel(core, &mut monitor, &commands, detect, opened)? else { return Ok(()) };
@@ -356,6 +358,8 @@ where
         core.flush_gfn_cache();
         core.flush_v2p_cache();
         monitor.begin_seeking(core);
+        // For the registers of all vCPUs together.
+        core.begin_round(Limits::search(core.usual_limits()));
         match detect(core) {
             Ok(os) => return Ok(Some(os)),
             Err(error @ VmiError::Lost(_)) => return Err(error.to_string()),

@@ -1,5 +1,5 @@
 //! Writing into ratatui's buffer: text that is cut with an ellipsis, aligned, framed. Everything that the screen shows
-//! goes through here, so that no control or zero-width character gets past, whoever wrote the string.
+//! goes through here, so that nothing that moves a terminal gets past, whoever wrote the string.
 
 use std::borrow::Cow;
 
@@ -61,6 +61,7 @@ impl Pen<'_> {
         for c in text.chars() {
             let columns = c.width().unwrap_or(0).min(2) as u16;
             if columns == 0 {
+                self.mark(area.x, area.x + used, area.y, c);
                 continue;
             }
             if used + columns > room {
@@ -105,6 +106,22 @@ impl Pen<'_> {
     pub(super) fn cell(&mut self, x: u16, y: u16, c: char, style: Style) {
         if let Some(cell) = self.buffer.cell_mut(Position { x, y }) {
             cell.set_char(c).set_style(style);
+        }
+    }
+
+    /// Puts a mark on the character that was written last, in front of a column.
+    fn mark(&mut self, from: u16, behind: u16, y: u16, mark: char) {
+        // The second cell of a wide character is a blank.
+        let is_blank = |x: u16| self.buffer.cell(Position { x, y }).is_some_and(|cell| cell.symbol() == " ");
+        let mut x = behind.saturating_sub(1);
+        if x > from && is_blank(x) && self.buffer.cell((x - 1, y)).is_some_and(|cell| width(cell.symbol()) == 2) {
+            x -= 1;
+        }
+        if behind > from
+            && let Some(cell) = self.buffer.cell_mut(Position { x, y })
+        {
+            let marked = format!("{}{mark}", cell.symbol());
+            cell.set_symbol(&marked);
         }
     }
 
@@ -219,7 +236,8 @@ mod tests {
 
     #[test]
     fn nothing_that_moves_a_terminal_gets_through() {
-        assert_eq!(written("a\x1b[2Jb\u{202e}c\u{301}", 12), "a␛[2Jb\u{fffd}c\u{fffd}   ");
+        assert_eq!(written("a\x1b[2Jb\u{202e}c\u{301}\u{301}", 12), "a␛[2Jb\u{fffd}c\u{301}\u{fffd}   ");
+        assert_eq!(written("日\u{301}本", 5), "日\u{301} 本  ", "a mark is in its character's cell");
     }
 
     #[test]

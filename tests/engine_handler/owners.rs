@@ -163,6 +163,32 @@ impl Rig {
 }
 
 #[test]
+fn what_a_broken_list_does_not_have_has_neither_ended_nor_started() {
+    let mut rig = Rig::new();
+    rig.ask(Command::Inspect(Some(Subject::Process(9)))).expect("a window");
+    assert!(matches!(rig.now().detail.as_deref(), Some(Detail::Process(_))));
+    // The list leads into itself before it comes to the other one, and nothing else knows that.
+    let node = rig.work + offset("task_struct", "tasks");
+    let next = rig.machine.peek64(node);
+    rig.machine.poke64(node, node.0);
+    rig.machine.take_id(9);
+    let snapshot = rig.now();
+    assert!(snapshot.processes_truncated && snapshot.processes.len() == 1);
+    assert!(matches!(snapshot.detail.as_deref(), Some(Detail::Process(_))), "{:?}", snapshot.detail);
+    let refused = rig.breakpoint(&format!("{}@11", rig.code())).expect_err("no such process is known");
+    assert!(refused.contains("cut short"), "{refused}");
+    // It comes back with the list.
+    rig.machine.poke64(node, next);
+    assert!(!rig.now().processes_truncated);
+    for kind in [EventKind::ProcessExit, EventKind::ProcessStart] {
+        assert_eq!(rig.told(kind), [""; 0]);
+    }
+    // What ends when the list is whole has ended.
+    rig.end(rig.other, 9);
+    assert_eq!(rig.told(EventKind::ProcessExit), ["other (9) is gone"]);
+}
+
+#[test]
 fn page_tables_that_are_used_again_at_once_bring_no_hits() {
     let mut rig = Rig::new();
     let (work, other, code, root) = (rig.work, rig.other, rig.code(), rig.root(rig.work));

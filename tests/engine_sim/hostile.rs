@@ -21,7 +21,7 @@ use vmscope::engine::{
         ProcessList, VmiOs,
         windows::{Profile, WindowsOs},
     },
-    session::{VmiCore, VmiProber, VmiSession},
+    session::{Limits, VmiCore, VmiProber, VmiSession},
     snapshot::{Capability, Process, ProcessDetail, ProcessFlag, Unavailable},
 };
 
@@ -314,6 +314,46 @@ fn what_is_another_thread_at_the_second_look_hides_from_nobody() {
             .for_each(|(at, to)| write_u64(guest, at, to));
     };
     assert_eq!(found(Box::new(link_again)), [first, (victim.tid, false)]);
+}
+
+#[test]
+fn a_table_of_ids_that_was_not_read_to_its_end_hides_nobody() {
+    let guest = guest();
+    let kernel = |va: Va| guest.core.read_u64((va, guest.kernel_root())).expect("mapped");
+    let table = Va(kernel(guest.symbol("nt!PspCidTable")));
+    // Two pages of entries, of which one is nowhere, and the other empty: all that are listed have no id that was seen.
+    let base = VmiOs::<SimDriver>::kernel_image_base(&guest.os);
+    let (middle, empty) = (base + 0x103_0000, base + 0x103_1000);
+    assert!([middle, empty].iter().all(|va| kernel(*va) == 0 && kernel(*va + 8) == 0));
+    write_u64(&guest, middle, empty.0);
+    write_u64(&guest, middle + 8, 0xffff_ffff_ffff_f000);
+    write_u64(&guest, table + TABLE_CODE, middle.0 | 1);
+    let list = list(&guest);
+    assert!(list.processes.len() >= 39);
+    assert!(list.processes.iter().all(|process| !process.flags.contains(&ProcessFlag::Hidden)));
+}
+
+#[test]
+fn a_look_that_is_cut_shows_what_it_has_and_hides_nobody() {
+    let guest = guest();
+    let whole = list(&guest);
+    let object = process(&guest, "lsass.exe").object;
+    let mut cuts = 0;
+    for reads in (20..6000).step_by(37) {
+        let limits = Limits { reads, kept: usize::MAX, time: Duration::MAX, time_if_awaited: Duration::MAX };
+        guest.core.begin_round(limits);
+        let Ok(list) = guest.os.processes(guest.session()) else { continue };
+        assert_eq!(list.truncated, guest.core.cut().is_some(), "{reads}");
+        cuts += usize::from(list.truncated);
+        assert!(whole.processes.starts_with(&list.processes), "{reads}");
+        assert_eq!(list.hidden_threads, []);
+        guest.core.begin_round(limits);
+        let detail = detail_of(&guest, object);
+        assert!(guest.core.cut().is_none() || !detail.truncated.is_empty(), "{reads}: {:?}", detail.truncated);
+        assert!(detail.threads.iter().all(|thread| !thread.hidden), "{reads}");
+    }
+    assert!(cuts > 10, "{cuts}");
+    guest.core.begin_round(None);
 }
 
 #[test]

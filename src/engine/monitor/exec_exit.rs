@@ -11,6 +11,9 @@ use crate::engine::{
     snapshot::{BreakpointId, BreakpointState, EventKind, Process, ProcessKey, TableId},
 };
 
+/// Changes of program that may be noted and not told yet; a guest where more happen between two looks is out for something.
+const MOST_EXECS: usize = 1 << 12;
+
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     fn breakpoints_of(&self, key: ProcessKey) -> Vec<BreakpointId> {
         let own = self.breakpoints.values().filter(|row| row.owner == Some(key) && row.state != BreakpointState::Ended);
@@ -146,19 +149,20 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// A process runs another program. The kernel gives it its address space before its name (`begin_new_exec` in
     /// `fs/exec.c`), so that is told at the next look.
     pub(super) fn note_exec(&mut self, before: &Process, process: &Process) {
-        if !self.owners.execs.iter().any(|noted| noted.key() == before.key()) {
-            self.owners.execs.push(before.clone());
+        let execs = &mut self.owners.execs;
+        if execs.len() < MOST_EXECS {
+            execs.entry(before.key()).or_insert_with(|| before.clone());
         }
         // The list is not to find it once more.
         if let Some(listed) = self.processes.iter_mut().find(|listed| listed.key() == process.key()) {
             listed.root = process.root;
+            self.pids.extend(process.root.map(|root| (root, process.pid)));
         }
     }
 
     /// Tells what was noted of a process before, now that it has its name.
     pub(super) fn tell_exec(&mut self, vmi: VmiSession<'_, D, Os>, process: &Process) {
-        let noted = self.owners.execs.iter().position(|before| before.key() == process.key());
-        let Some(before) = noted.map(|noted| self.owners.execs.swap_remove(noted)) else { return };
+        let Some(before) = self.owners.execs.remove(&process.key()) else { return };
         let text = if before.name == process.name {
             format!("{} runs another program by execve", called(process))
         } else {

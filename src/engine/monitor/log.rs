@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 
 use crate::engine::{
     addr::VcpuId,
-    snapshot::{Counters, Event, EventKind, Part},
+    snapshot::{Counters, Event, EventKind, Part, cleaned},
 };
 
 /// How many events a snapshot holds.
 const CAPACITY: usize = 1000;
+/// Characters of an event's text.
+const LONGEST: usize = 2000;
 /// How many seconds of event rates are kept.
 const RATE_SECONDS: usize = 60;
 /// One second of the guest's clock.
@@ -103,6 +105,8 @@ impl EventLog {
             self.counters.dropped += u64::from(oldest.seq >= self.published);
         }
         let (vcpu, pid, process) = place;
+        // What made it up may be the words of a peer.
+        let (process, text) = (cleaned(process, LONGEST), cleaned(text, LONGEST));
         self.events.push_back(Event { seq: self.next, at_ns, kind, vcpu, pid, process, text });
         self.next += 1;
         self.counters.events += 1;

@@ -28,7 +28,7 @@ mod search;
 mod standby;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -53,7 +53,7 @@ use self::{
     standby::Standby,
 };
 use super::{
-    addr::{AddressContext, Gfn, VcpuId, View},
+    addr::{AddressContext, Gfn, Pa, VcpuId, View},
     arch::amd64::Amd64,
     bpm::BreakpointManager,
     command::{Answer, Command, Done, Request, Subject, Target},
@@ -62,7 +62,7 @@ use super::{
     faults::{Delivers, FaultLoop, FaultPolicy},
     os::VmiOs,
     ptm::PageTableMonitor,
-    session::{Interrupted, VmiContext, VmiHandler, VmiSession},
+    session::{Interrupted, VmiContext, VmiCore, VmiHandler, VmiSession},
     snapshot::{BreakpointId, Detail, Process, Run, Scope, Snapshot, TableId},
 };
 
@@ -153,9 +153,13 @@ pub struct Monitor<D: Platform, Os: VmiOs<D>> {
     view: Option<View>,
     steps: HashMap<VcpuId, Step>,
     processes: Vec<Process>,
+    /// Whose an address space is, by that list.
+    pids: HashMap<Pa, u32>,
     seen_processes: bool,
+    /// Whether that list is not all of the guest's.
+    processes_cut: bool,
     /// Ids of process and thread.
-    hidden_threads: Vec<(u32, u32)>,
+    hidden_threads: HashSet<(u32, u32)>,
     /// Pauses of the user's: 0 or 1.
     paused: bool,
     /// How the guest was when that was last told.
@@ -205,8 +209,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             view: None,
             steps: HashMap::new(),
             processes: Vec::new(),
+            pids: HashMap::new(),
             seen_processes: false,
-            hidden_threads: Vec::new(),
+            processes_cut: false,
+            hidden_threads: HashSet::new(),
             paused: false,
             last_run: Run::default(),
             subject: None,
@@ -236,6 +242,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// # Errors
     /// One sentence when a breakpoint or a watch of the command line cannot be set; the guest is as it was.
     pub fn start(&mut self, vmi: VmiSession<'_, D, Os>) -> Result<(), String> {
+        self.begin_round(vmi.core());
         self.follow_machine(vmi.core());
         self.describe_guest(vmi);
         if self.was_reset_before {
@@ -255,6 +262,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         self.publish(vmi);
         Ok(())
+    }
+
+    /// What is read from here on is paid from a new budget.
+    fn begin_round(&self, core: &VmiCore<D>) {
+        let usual = core.usual_limits();
+        core.begin_round(if self.options.lock_step { usual.timeless() } else { usual });
     }
 
     /// Ends the session at its first poll: what was set is taken back by the teardown.
@@ -311,6 +324,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                     Err(TryRecvError::Disconnected) => return self.quit = true,
                 }
             };
+            self.begin_round(vmi.core());
             let Request { command, answer } = request;
             match command {
                 Command::Quit => {
@@ -349,6 +363,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
     type Output = Ended;
 
     fn poll(&mut self, vmi: VmiSession<'_, D, Os>) -> Option<Ended> {
+        self.begin_round(vmi.core());
         if !self.quit {
             self.serve(vmi);
         }
@@ -377,6 +392,7 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
     }
 
     fn handle_event(&mut self, vmi: VmiContext<'_, D, Os>) -> VmiEventResponse<Amd64> {
+        self.begin_round(vmi.core());
         if let Some(standby) = &mut self.standby {
             standby.heard = true;
         }

@@ -6,7 +6,7 @@
 //! noticed, the process that runs on the vCPU decides whose a hit is. Processes that share an address space (`vfork`,
 //! `CLONE_VM` without `CLONE_THREAD`) are still several processes: what one of them executes is no hit of another's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{Monitor, Platform};
 use crate::engine::{
@@ -25,7 +25,7 @@ pub(super) struct Owners {
     /// Whose the missing pages of an address space are.
     pub(super) pages: BTreeMap<Pa, ProcessKey>,
     /// Processes as they were before an `execve` that is still to be told.
-    pub(super) execs: Vec<Process>,
+    pub(super) execs: HashMap<ProcessKey, Process>,
     /// The process that the open window is about.
     inspected: Option<Process>,
 }
@@ -77,6 +77,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         match found.find(|process| started_ns.is_none_or(|start| process.start_ns == start)) {
             Some(process) if process.has_ended() => Err(format!("process {} has ended already", called(process))),
             Some(process) => Ok(process.clone()),
+            None if self.processes_cut => Err(format!(
+                "process {pid} is not in what could be read of the guest's process list, which is cut short"
+            )),
             None => Err(match self.processes.iter().find(|process| process.pid == pid) {
                 Some(other) => format!("the process that had the id {pid} is gone: {} is another one", called(other)),
                 None => format!("there is no process {pid} in the guest: look at the process list"),
@@ -133,6 +136,14 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         };
         let key = inspected.key();
         let listed = self.processes.iter().find(|process| process.key() == key).cloned();
+        let listed = match listed {
+            // What a list that is cut short does not have may live all the same.
+            None if self.processes_cut => match vmi.underlying_os().process_again(vmi, key) {
+                Ok(process) => process,
+                Err(_) => Some(inspected.clone()),
+            },
+            listed => listed,
+        };
         let mut process = listed.ok_or_else(|| format!("process {} is gone", called(inspected)))?;
         // An owner is looked at more often than the list is read.
         process.root = self.owners.get(key).and_then(|known| known.root);
@@ -198,8 +209,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// The same with a list that was just read.
     pub(super) fn check_owners_by(&mut self, vmi: VmiSession<'_, D, Os>, list: &[Process]) {
         self.drop_unowned();
+        if self.owners.known.is_empty() {
+            return;
+        }
+        let list: HashMap<ProcessKey, &Process> = list.iter().map(|process| (process.key(), process)).collect();
         for known in self.owners.known.clone() {
-            match list.iter().find(|process| process.key() == known.key()) {
+            match list.get(&known.key()) {
                 Some(listed) => self.settle(vmi, &known, Some(listed)),
                 None => self.check_owner(vmi, known.key()),
             }

@@ -14,12 +14,15 @@ use crate::engine::{
     session::{VmiCore, VmiSession},
     snapshot::{
         Capability, Counters, Detail, Guest, Process, Run, SearchProgress, Snapshot, Status, SymbolTable, Unavailable,
-        Vcpu,
+        Vcpu, clean,
     },
 };
 
 /// The shortest time between two snapshots: 30 a second.
 const PERIOD: Duration = Duration::from_millis(33);
+
+/// Characters of a sentence about the engine or the driver.
+const LONGEST_NOTICE: usize = 2000;
 
 /// How long a snapshot may stand that nothing but the clock has made old.
 const QUIET: Duration = Duration::from_secs(1);
@@ -105,6 +108,10 @@ impl Publisher {
         unavailable: Vec<Unavailable>,
         symbols: &Arc<SymbolTable>,
     ) {
+        let unavailable: Vec<Unavailable> = unavailable
+            .into_iter()
+            .map(|missing| Unavailable { why: clean(&missing.why, LONGEST_NOTICE), ..missing })
+            .collect();
         self.current.guest.set(guest);
         self.current.capabilities.set(capabilities);
         self.current.unavailable.set(unavailable);
@@ -140,7 +147,7 @@ impl Publisher {
     }
 
     pub(super) fn set_notice(&mut self, notice: Option<Arc<str>>) {
-        self.current.notice = notice;
+        self.current.notice = notice.map(|notice| clean(&notice, LONGEST_NOTICE).into());
     }
 
     pub(super) fn set_processes(&mut self, processes: Vec<Process>, truncated: bool) {
@@ -181,7 +188,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         if let Some(owner) = self.owners.of_pages(root) {
             return Some(owner.pid);
         }
-        self.processes.iter().find(|process| process.root == Some(root)).map(|process| process.pid)
+        self.pids.get(&root).copied()
     }
 
     /// Publishes what is known now, if it is news; a quiet guest costs the screen one picture a second.

@@ -1,7 +1,7 @@
 //! What is read again and again: processes, vCPUs, page tables, the open popup.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -9,8 +9,8 @@ use super::{Monitor, Platform, elapsed, missing, now};
 use crate::engine::{
     addr::AddressContext,
     arch::{Architecture, Registers, amd64::Amd64},
-    os::VmiOs,
-    session::VmiSession,
+    os::{ProcessList, VmiOs},
+    session::{Cut, VmiSession},
     snapshot::{Capability, EventKind, Guest, Process, ProcessFlag, Vcpu, WalkEntry},
 };
 
@@ -127,38 +127,56 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 return;
             }
         };
+        // A part is better than nothing, but not better than the list before: somebody waits, and it is read again soon.
+        if vmi.cut() == Some(Cut::Awaited) && self.seen_processes {
+            return;
+        }
         self.reads.processes = Some(now(vmi));
         self.check_owners_by(vmi, &list.processes);
         self.refresh_symbols(vmi);
-        self.tell_process_changes(vmi, &list.processes);
-        self.tell_hidden_threads(vmi, &list.processes, &list.hidden_threads);
+        self.tell_process_changes(vmi, &list.processes, list.truncated);
+        self.tell_hidden_threads(vmi, &list);
         self.processes.clone_from(&list.processes);
+        self.pids.clear();
+        // Of several the first one, which has the address space from its parent or by right.
+        for process in self.processes.iter().rev() {
+            self.pids.extend(process.root.map(|root| (root, process.pid)));
+        }
         self.publisher.set_processes(list.processes, list.truncated);
         let uptime = vmi.underlying_os().uptime_ns(vmi);
-        self.publisher.set_booted(uptime.and_then(|up| i64::try_from(i128::from(now(vmi)) - i128::from(up)).ok()));
-    }
-
-    fn tell_hidden_threads(&mut self, vmi: VmiSession<'_, D, Os>, processes: &[Process], hidden: &[(u32, u32)]) {
-        let at_ns = now(vmi);
-        let name = |pid| processes.iter().find(|process| process.pid == pid).map_or("", |process| &process.name);
-        for &(pid, tid) in hidden.iter().filter(|thread| !self.hidden_threads.contains(thread)) {
-            let text = format!("thread {tid} of {} ({pid}) is missing from its process's own list", name(pid));
-            self.log.push(at_ns, EventKind::Hidden, (None, Some(pid), name(pid).to_owned()), text);
+        if uptime.is_some() || vmi.cut().is_none() {
+            self.publisher.set_booted(uptime.and_then(|up| i64::try_from(i128::from(now(vmi)) - i128::from(up)).ok()));
         }
-        self.hidden_threads = hidden.to_vec();
     }
 
-    /// Tells what has changed since the last list, which is given up for that.
-    fn tell_process_changes(&mut self, vmi: VmiSession<'_, D, Os>, new: &[Process]) {
+    fn tell_hidden_threads(&mut self, vmi: VmiSession<'_, D, Os>, list: &ProcessList) {
+        let at_ns = now(vmi);
+        let hidden: HashSet<(u32, u32)> = list.hidden_threads.iter().copied().collect();
+        let mut names: HashMap<u32, &str> = HashMap::new();
+        if !hidden.is_empty() {
+            names.extend(list.processes.iter().rev().map(|process| (process.pid, process.name.as_str())));
+        }
+        for &(pid, tid) in list.hidden_threads.iter().filter(|thread| !self.hidden_threads.contains(thread)) {
+            let name = names.get(&pid).copied().unwrap_or_default();
+            let text = format!("thread {tid} of {name} ({pid}) is missing from its process's own list");
+            self.log.push(at_ns, EventKind::Hidden, (None, Some(pid), name.to_owned()), text);
+        }
+        self.hidden_threads = hidden;
+    }
+
+    /// Tells what has changed since the last list, which is given up for that. What a list that was cut short does not have
+    /// has not ended, and what the one before did not have has not started.
+    fn tell_process_changes(&mut self, vmi: VmiSession<'_, D, Os>, new: &[Process], is_cut: bool) {
         let at_ns = now(vmi);
         let before = std::mem::take(&mut self.processes);
         let old: HashMap<_, &Process> = before.iter().map(|process| (process.key(), process)).collect();
         let is_first = !std::mem::replace(&mut self.seen_processes, true);
+        let was_cut = std::mem::replace(&mut self.processes_cut, is_cut);
         for process in new {
             let hidden = process.flags.contains(&ProcessFlag::Hidden);
             let before = old.get(&process.key());
             let place = || (None, Some(process.pid), process.name.clone());
-            if before.is_none() && !is_first {
+            if before.is_none() && !is_first && !was_cut {
                 let text = format!("{} ({}) started, child of {}", process.name, process.pid, process.ppid);
                 self.log.push(at_ns, EventKind::ProcessStart, place(), text);
             }
@@ -177,7 +195,10 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 self.log.push(at_ns, EventKind::Hidden, place(), text);
             }
         }
-        let alive: std::collections::HashSet<_> = new.iter().map(Process::key).collect();
+        if is_cut {
+            return;
+        }
+        let alive: HashSet<_> = new.iter().map(Process::key).collect();
         for process in before.iter().filter(|process| !alive.contains(&process.key())) {
             self.tell_exec(vmi, process);
             let text = format!("{} ({}) is gone", process.name, process.pid);

@@ -68,7 +68,9 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.steps.clear();
         self.followed.clear();
         self.processes.clear();
+        self.pids.clear();
         self.seen_processes = false;
+        self.processes_cut = false;
         self.hidden_threads.clear();
         self.publisher.set_processes(Vec::new(), false);
         for row in self.breakpoints.values_mut() {

@@ -38,7 +38,8 @@ pub type GpOf<Driver> = <RegistersOf<Driver> as Registers>::GpRegisters;
 pub struct ProcessList {
     /// The processes in the order of the guest's list, the hidden ones last.
     pub processes: Vec<Process>,
-    /// Whether a bound cut a walk short: a cyclic or absurdly long list.
+    /// Whether the list, or its comparison with what else the kernel knows, was cut short: by a cycle, a missing page, or the
+    /// bounds of a list or a look. What it does not have is neither hidden nor gone.
     pub truncated: bool,
     /// Threads that are missing from their process's own list, as ids of process and thread.
     pub hidden_threads: Vec<(u32, u32)>,

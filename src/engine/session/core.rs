@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 
-use super::cache::{PageCache, TranslationCache};
+use super::{
+    budget::Budget,
+    cache::{PageCache, TranslationCache},
+};
 use crate::engine::{
     addr::{AddressContext, Gfn},
     arch::Architecture,
@@ -22,6 +25,7 @@ pub struct VmiCore<Driver: VmiDriver> {
     string_limit: Cell<Option<usize>>,
     pub(super) next_gfn: Cell<Gfn>,
     pub(super) use_translations: Cell<bool>,
+    pub(super) budget: Budget,
 }
 
 impl<Driver: VmiDriver> VmiCore<Driver> {
@@ -42,6 +46,7 @@ impl<Driver: VmiDriver> VmiCore<Driver> {
             string_limit: Cell::new(Some(Self::DEFAULT_STRING_LIMIT)),
             next_gfn: Cell::new(info.max_gfn + 1),
             use_translations: Cell::new(true),
+            budget: Budget::new(),
         })
     }
 

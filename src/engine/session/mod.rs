@@ -5,6 +5,7 @@
 //! addresses, architecture and driver traits; the OS layer is a type parameter. Start at [`VmiCore`].
 
 mod access;
+mod budget;
 mod cache;
 mod context;
 mod control;
@@ -16,6 +17,7 @@ mod strings;
 
 pub use self::{
     access::Field,
+    budget::{Cut, Limits, Look},
     context::VmiContext,
     control::PauseGuard,
     core::VmiCore,

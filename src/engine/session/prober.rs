@@ -35,7 +35,7 @@ impl VmiProber {
         Self { suppressed: suppressed.iter().copied().map(page_of).collect(), missing: RefCell::default() }
     }
 
-    /// Runs reads; missing pages are remembered and make the answer `None`.
+    /// Runs reads; missing pages are remembered and make the answer `None`, as does the end of a look's budget.
     ///
     /// # Errors
     /// Any error but missing pages.
@@ -62,6 +62,7 @@ impl VmiProber {
                 }
                 Ok(None)
             }
+            Err(VmiError::CutShort) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -26,7 +26,7 @@ mod table;
 pub use self::{
     ages::Ages,
     breakpoint::{Breakpoint, BreakpointState, Hit, Scope},
-    clean::clean,
+    clean::{clean, clean_lines, cleaned},
     detail::{
         BreakpointDetail, CodeLine, Detail, MemoryDetail, Module, ProcessDetail, Region, SearchProgress, ThreadInfo,
     },
@@ -92,7 +92,8 @@ pub struct Snapshot {
     pub vcpus: Part<Vec<Vcpu>>,
     /// The processes, in the order of the guest's list; sorted by the screen.
     pub processes: Part<Vec<Process>>,
-    /// Whether a bound cut the process list short (a cyclic or absurdly long list).
+    /// Whether the process list, or its comparison with what else the kernel knows, was cut short: by a cycle, a missing
+    /// page, or the bounds of a list or a look.
     pub processes_truncated: bool,
     /// How old the lists are that could not be read again.
     pub ages: Ages,

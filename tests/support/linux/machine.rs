@@ -556,6 +556,11 @@ impl Machine {
         self.take(head, thread + offset("task_struct", "thread_node"));
     }
 
+    /// Gives an id to whatever is at an address.
+    pub fn forge_id(&self, pid: u32, task: Va) {
+        self.give_id(pid, task);
+    }
+
     /// Takes an id out of the table.
     pub fn take_id(&self, pid: u32) {
         self.poke64(self.id_slot(pid), 0);

@@ -4,7 +4,7 @@
 //! other (numbered from 1), and their strings. Only structures, unions and what their members are made of matter here.
 //! A pure function of bytes that a guest wrote: every reference is checked and every walk has a budget.
 
-use std::collections::HashMap;
+use std::{cell::Cell, collections::HashMap};
 
 use super::bytes::{string_at, u32_at};
 
@@ -29,8 +29,13 @@ const KIND_DECLARATION_TAG: u32 = 17;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 
-/// Members looked at for one question: structures have some hundred, anonymous ones nest a few levels.
+/// Members and types looked at for one question: structures have some hundred, anonymous ones nest a few levels.
 const BUDGET: u32 = 100_000;
+/// The same for all questions together: those that are asked of a kernel need some 100,000.
+const BUDGET_IN_ALL: u32 = 1 << 24;
+/// Types that are read, and structures among them that have names: kernels have 150,000 and 20,000.
+const MOST_TYPES: usize = 1 << 20;
+const MOST_STRUCTURES: usize = 1 << 18;
 /// How deep anonymous structures may nest, and how long a chain of typedefs and qualifiers may be.
 const DEPTH: u32 = 32;
 /// Longest name of a type or member.
@@ -71,6 +76,8 @@ pub struct Btf<'a> {
     positions: Vec<u32>,
     /// Named structures and unions.
     structures: HashMap<&'a [u8], u32>,
+    /// What is left of [`BUDGET_IN_ALL`].
+    budget: Cell<u32>,
 }
 
 /// A type's common part (`struct btf_type`).
@@ -131,13 +138,17 @@ impl<'a> Btf<'a> {
         let mut btf = Self {
             types,
             strings,
-            positions: Vec::with_capacity(types.len() / 24),
-            structures: HashMap::with_capacity(types.len() / 256),
+            positions: Vec::with_capacity((types.len() / 24).min(MOST_TYPES)),
+            structures: HashMap::with_capacity((types.len() / 256).min(MOST_STRUCTURES)),
+            budget: Cell::new(BUDGET_IN_ALL),
         };
         let mut at = 0;
         while let (Ok(position), Some(found)) = (u32::try_from(at), type_at(types, at)) {
+            if btf.positions.len() >= MOST_TYPES {
+                break;
+            }
             btf.positions.push(position);
-            let is_named = found.is_structure() && found.name != 0;
+            let is_named = found.is_structure() && found.name != 0 && btf.structures.len() < MOST_STRUCTURES;
             if is_named && let Some(name) = string_at(strings, found.name as usize, LONGEST) {
                 btf.structures.entry(name).or_insert(btf.positions.len() as u32);
             }
@@ -147,6 +158,7 @@ impl<'a> Btf<'a> {
     }
 
     fn type_of(&self, id: u32) -> Option<Type> {
+        self.budget.set(self.budget.get().checked_sub(1)?);
         let position = *self.positions.get(id.checked_sub(1)? as usize)?;
         type_at(self.types, position as usize)
     }
@@ -225,6 +237,7 @@ impl<'a> Btf<'a> {
         let depth = depth.checked_sub(1)?;
         for i in 0..structure.count() {
             *budget = budget.checked_sub(1)?;
+            self.budget.set(self.budget.get().checked_sub(1)?);
             let at = structure.rest + i * 12;
             let (text, id) = (u32_at(self.types, at)? as usize, u32_at(self.types, at + 4)?);
             let place = u32_at(self.types, at + 8)?;

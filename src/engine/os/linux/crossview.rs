@@ -11,7 +11,7 @@ use std::{collections::HashSet, thread};
 use super::{
     bytes::u64_at,
     kernel::Kernel,
-    tasks::{Identity, TaskRecord},
+    tasks::{Identity, MOST_PROCESSES, TaskRecord},
 };
 use crate::engine::{addr::Va, arch::amd64::Amd64, driver::VmiRead, error::VmiError};
 
@@ -45,12 +45,16 @@ pub(super) struct Ids {
 pub(super) struct Processes {
     /// The kernel's list.
     pub(super) listed: Vec<TaskRecord>,
-    /// Whether a bound or a missing page cut the list short.
+    /// Whether a bound or a missing page cut the list short: then what it does not have is not hidden.
     pub(super) truncated: bool,
     /// Found elsewhere, but not in the list.
     pub(super) unlisted: Vec<TaskRecord>,
+    /// Whether there is more of that than may be kept.
+    pub(super) has_more: bool,
     /// In the list, but not in the table of ids.
     pub(super) without_id: HashSet<Va>,
+    /// Whether the list is not the one that was given, but another one, read after it.
+    pub(super) is_again: bool,
 }
 
 impl Processes {
@@ -61,29 +65,46 @@ impl Processes {
     fn without_id(&self) -> impl Iterator<Item = Identity> {
         self.listed.iter().filter(|task| self.without_id.contains(&task.object)).map(TaskRecord::identity)
     }
+
+    /// The same, compared with nothing.
+    fn list_only(self) -> Self {
+        Self { listed: self.listed, truncated: self.truncated, is_again: self.is_again, ..Self::default() }
+    }
 }
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
-    /// All processes, with the differences that last.
-    pub(super) fn cross_view(&self) -> Result<Processes, VmiError> {
-        let first = self.both_sides()?;
-        if !first.has_differences() {
+    /// All processes, given the list, with the differences that last.
+    pub(super) fn cross_view(&self, listed: Vec<TaskRecord>, truncated: bool) -> Result<Processes, VmiError> {
+        let first = self.both_sides(listed, truncated);
+        if self.core.cut().is_some() {
+            return Ok(first.list_only());
+        }
+        // What only others know of a list that was cut is nothing to look at twice.
+        if !first.has_differences() || first.truncated {
             return Ok(first);
         }
         let settled = self.lists_settle();
-        let mut second = self.both_sides()?;
+        let (listed, truncated) = match self.task_list() {
+            Err(VmiError::CutShort) => return Ok(first.list_only()),
+            list => list?,
+        };
+        let mut second = self.both_sides(listed, truncated);
+        if second.truncated || self.core.cut().is_some() {
+            return Ok(first.list_only());
+        }
         let suspects: HashSet<Identity> = first.unlisted.iter().map(TaskRecord::identity).collect();
         second.unlisted.retain(|task| settled && suspects.contains(&task.identity()));
         let suspects: HashSet<Identity> = first.without_id().collect();
         let lasting = second.without_id().filter(|identity| settled && suspects.contains(identity));
         second.without_id = lasting.map(|identity| identity.object).collect();
+        second.is_again = true;
         Ok(second)
     }
 
     /// Waits until nobody changes the lists of tasks, and forgets what was read of them; answers whether that came.
     pub(super) fn lists_settle(&self) -> bool {
         let lock = self.os.symbols.lookup("tasklist_lock");
-        (0..MOST_LOOKS).any(|look| {
+        (0..MOST_LOOKS).take_while(|_| self.core.cut().is_none()).any(|look| {
             if look > 0 {
                 thread::yield_now();
             }
@@ -94,18 +115,33 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         })
     }
 
-    fn both_sides(&self) -> Result<Processes, VmiError> {
-        let (listed, truncated) = self.task_list()?;
+    /// A list against what else knows processes; nothing of the comparison holds when the look was cut.
+    fn both_sides(&self, listed: Vec<TaskRecord>, truncated: bool) -> Processes {
         let mut found = Processes { listed, truncated, ..Processes::default() };
+        let mut room = MOST_PROCESSES.saturating_sub(found.listed.len());
         let known: HashSet<Va> = found.listed.iter().map(|task| task.object).collect();
         let mut seen = known.clone();
+        let mut add = |found: &mut Processes, task: TaskRecord| {
+            found.has_more |= room == 0;
+            if room > 0 {
+                room -= 1;
+                found.unlisted.push(task);
+            }
+        };
         if let Some(table) = self.pid_table() {
-            let elsewhere = table.processes.iter().filter(|object| seen.insert(**object));
-            found.unlisted.extend(elsewhere.filter_map(|&object| self.first_task(object)));
+            for &object in table.processes.iter().filter(|object| seen.insert(**object)) {
+                if let Some(task) = self.first_task(object) {
+                    add(&mut found, task);
+                }
+            }
             // A process may have been taken out of both, and its threads be left.
-            let leaders = table.threads.iter().filter_map(|&thread| self.leader_of(thread));
-            let leaders = leaders.filter(|leader| seen.insert(*leader)).filter_map(|leader| self.first_task(leader));
-            found.unlisted.extend(leaders.filter(|task| task.exit_state == 0));
+            for leader in table.threads.iter().filter_map(|&thread| self.leader_of(thread)) {
+                if seen.insert(leader)
+                    && let Some(task) = self.first_task(leader).filter(|task| task.exit_state == 0)
+                {
+                    add(&mut found, task);
+                }
+            }
             let table: HashSet<Va> = table.processes.into_iter().collect();
             found.without_id = known.iter().copied().filter(|object| !table.contains(object)).collect();
         }
@@ -118,15 +154,17 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 continue;
             };
             let leader = if task.leader.is_null() { object } else { task.leader };
-            if leader == object || seen.insert(leader) {
-                found.unlisted.extend(self.first_task(leader).filter(|leader| leader.tgid == task.tgid));
+            if (leader == object || seen.insert(leader))
+                && let Some(leader) = self.first_task(leader).filter(|leader| leader.tgid == task.tgid)
+            {
+                add(&mut found, leader);
             }
         }
-        // A list that was cut short misses processes for a reason of its own.
+        // Of a list that was cut short nobody knows what it is compared with.
         if found.truncated {
             found.without_id.clear();
         }
-        Ok(found)
+        found
     }
 
     /// The tasks in the table of ids; `None` where it could not be read as a whole.
@@ -161,7 +199,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 return None;
             }
         }
-        Some(found)
+        // Of a table that was not read to its end nothing is known that it lacks.
+        self.core.cut().is_none().then_some(found)
     }
 
     /// The task that has an id (`struct pid`) of a type; `None` for the id of a group or session whose process is gone.
@@ -175,7 +214,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// followed may lead anywhere.
     fn first_task(&self, object: Va) -> Option<TaskRecord> {
         let task = self.task(object).ok()?;
-        let is_first = task.pid == task.tgid && (task.leader.is_null() || task.leader == object);
+        // The idle tasks alone have the id 0, and none has its own place in a table of ids.
+        let is_first = task.pid != 0 && task.pid == task.tgid && (task.leader.is_null() || task.leader == object);
         is_first.then_some(task)
     }
 
@@ -192,12 +232,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let queues = self.os.layout.run_queue.as_ref().zip(self.os.symbols.lookup("runqueues"));
         if let Some((layout, queues)) = queues {
             let head_of = |&base: &u64| queues + base + layout.head;
-            let heads: HashSet<Va> = bases.iter().map(head_of).collect();
+            // A task may move to the queue of another CPU while it is looked at, and the walk with it: so each head ends all
+            // walks, and what one walk has seen ends the next one.
+            let mut seen: HashSet<Va> = bases.iter().map(head_of).collect();
             for head in bases.iter().map(head_of) {
                 let mut next = self.pointer(head).unwrap_or(head);
                 for _ in 0..MOST_QUEUED {
-                    // A task may move to the queue of another CPU while it is looked at, and the walk with it.
-                    if heads.contains(&next) || next.is_null() {
+                    if next.is_null() || !seen.insert(next) {
                         break;
                     }
                     tasks.push(next - layout.node);

@@ -45,6 +45,7 @@ impl LinuxOs {
     where
         Driver: VmiRead<Architecture = Amd64>,
     {
+        let _look = core.look();
         match self.per_cpu.offsets.get(usize::from(vcpu.0)) {
             Some(&base) => self.kernel(core).current_at(base),
             None => Ok(None),

@@ -27,6 +27,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let mut part = |found: Option<bool>, name: &'static str| match found {
             Some(true) => detail.truncated.push(name),
             Some(false) => {}
+            None if self.core.cut().is_some() => detail.truncated.push(name),
             None => {
                 detail.unavailable.push(format!("{name}: the kernel's type information does not tell where they are"))
             }

@@ -28,8 +28,13 @@ use crate::engine::{
 
 /// Where the image may be: the gigabyte from here on (`__START_KERNEL_map`, `KERNEL_IMAGE_SIZE`).
 const IMAGE_REGION: Va = Va(0xffff_ffff_8000_0000);
-/// No more of an image is read.
+/// No image is larger.
 const MOST_IMAGE: u64 = 256 << 20;
+/// No more of an image is copied at a time: the read-only data of the largest kernels, those with everything for debugging,
+/// have half of this.
+const MOST_COPY: u64 = 80 << 20;
+/// Bytes that are copied between two looks at the budget.
+const PIECE: usize = 1 << 20;
 /// No more CPUs than this are looked at (`NR_CPUS` is at most 8192).
 const MOST_CPUS: u64 = 8192;
 
@@ -56,6 +61,19 @@ pub(super) fn detect<Driver>(
     registers: &Amd64Registers,
     profile: Option<&str>,
 ) -> Result<LinuxOs, VmiError>
+where
+    Driver: VmiRead<Architecture = Amd64>,
+{
+    let _look = core.look();
+    let found = find(core, registers, profile);
+    // What was not found in a look that was cut may be there.
+    match core.cut() {
+        Some(_) if found.is_err() => Err(VmiError::CutShort),
+        _ => found,
+    }
+}
+
+fn find<Driver>(core: &VmiCore<Driver>, registers: &Amd64Registers, profile: Option<&str>) -> Result<LinuxOs, VmiError>
 where
     Driver: VmiRead<Architecture = Amd64>,
 {
@@ -234,12 +252,23 @@ impl Image {
         stretches.truncate(4);
         stretches.push((self.base, self.end - self.base));
         stretches.into_iter().find_map(|(va, bytes)| {
-            let mut copy = vec![0; bytes.min(MOST_IMAGE) as usize];
-            core.driver().read_physical(self.physical(va), &mut copy).ok()?;
+            let copy = copy(core, self.physical(va), bytes)?;
+            // Whoever waits is heard between two stretches: what is done with each is bounded.
+            core.spend(PIECE as u64 / 4096).ok()?;
             let symbols = kallsyms::parse(&copy, va, self.base)?;
             Some((Memory { va, bytes: copy }, symbols))
         })
     }
+}
+
+/// Copies guest-physical memory, as much as may be.
+fn copy<Driver: VmiRead>(core: &VmiCore<Driver>, from: Pa, bytes: u64) -> Option<Vec<u8>> {
+    let mut copy = vec![0; bytes.min(MOST_COPY) as usize];
+    for (index, piece) in copy.chunks_mut(PIECE).enumerate() {
+        core.spend(piece.len().div_ceil(4096) as u64).ok()?;
+        core.driver().read_physical(from + (index * PIECE) as u64, piece).ok()?;
+    }
+    Some(copy)
 }
 
 /// A copy of guest memory.
@@ -258,6 +287,7 @@ fn read_table<Driver: VmiRead>(
     core: &VmiCore<Driver>,
     table: Pa,
 ) -> Option<impl Iterator<Item = PageTableEntry> + use<Driver>> {
+    core.spend(1).ok()?;
     let mut page = Box::new([0; 4096]);
     core.driver().read_physical(table, page.as_mut_slice()).ok()?;
     Some((0..512).map_while(move |i| u64_at(page.as_slice(), i * 8).map(PageTableEntry)))
@@ -308,7 +338,7 @@ where
         if let Some(bytes) = memory.get(start, stop) {
             return Some(bytes.into());
         }
-        let length = stop.checked_sub(start.0).filter(|length| length.0 <= MOST_IMAGE)?;
+        let length = stop.checked_sub(start.0).filter(|length| length.0 <= MOST_COPY)?;
         let mut copy = vec![0; length.0 as usize];
         core.read((start, root), &mut copy).ok()?;
         return Some(copy.into());

@@ -71,9 +71,15 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
 
     /// A process by its address space.
     fn process_in(&self, root: Pa) -> Result<Option<TaskRecord>, VmiError> {
-        let (tasks, _) = self.task_list()?;
+        let (tasks, truncated) = self.task_list()?;
         let is_it = |task: &TaskRecord| !task.mm.is_null() && self.root_of(task.mm) == Some(root);
-        Ok(tasks.into_iter().find(is_it))
+        match tasks.into_iter().find(is_it) {
+            // What is missing from a part of the list has not ended.
+            None if truncated || self.core.cut().is_some() => {
+                Err(VmiError::os("the list of processes is cut short: retry later"))
+            }
+            found => Ok(found),
+        }
     }
 
     /// Where the threads of an address space go on in user mode.

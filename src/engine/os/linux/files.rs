@@ -93,7 +93,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         self.read(self.existing(table + layout.array)?, &mut bytes).ok()?;
         let pointers = bytes.as_chunks::<8>().0.iter().map(|pointer| Va(u64::from_le_bytes(*pointer)));
         let open = pointers.enumerate().filter(|(_, file)| !file.is_null());
-        let names = open.map(|(number, file)| (number as u64, self.file_name(file).unwrap_or_else(|| "?".to_owned())));
-        Some((names.collect(), count > MOST_FILES))
+        let mut names = Vec::new();
+        for (number, file) in open {
+            let name = self.file_name(file).unwrap_or_else(|| "?".to_owned());
+            if self.core.keep(size_of::<(u64, String)>() + name.len()).is_err() {
+                return Some((names, true));
+            }
+            names.push((number as u64, name));
+        }
+        Some((names, count > MOST_FILES))
     }
 }

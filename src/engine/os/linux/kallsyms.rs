@@ -35,7 +35,9 @@ const GROUP_BYTES: std::ops::Range<u32> = GROUP as u32 * 2..(GROUP * LONGEST) as
 /// A kernel with fewer full groups of symbols than this is none.
 const LEAST_MARKERS: usize = 4;
 /// Names beyond this many bytes in all are a guest's trap: real tables have 4 MiB.
-const MOST_TEXT: usize = 64 << 20;
+const MOST_TEXT: usize = 32 << 20;
+/// More symbols than this are a trap as well: the largest kernels have 300,000.
+const MOST_SYMBOLS: usize = 1 << 20;
 /// Runs of digits that are looked at: a kernel has a handful.
 const MOST_DIGITS: usize = 64;
 /// Names that are walked over in search of the right ones, in all: real tables have 300,000 and are found at once.
@@ -65,8 +67,10 @@ pub fn parse(memory: &[u8], at: Va, text: Va) -> Option<SymbolTable> {
 fn read_table(memory: &[u8], at: Va, text: Va, tokens: &TokenTable, steps: &mut usize) -> Option<SymbolTable> {
     find_markers(memory, tokens.start).iter().rev().find_map(|markers| {
         // Names that fit their markers may still be no kernel's: then the search goes on.
-        Names::before(memory, markers, steps, |names| {
+        Names::before(memory, markers, steps, |names, steps| {
+            *steps = steps.checked_sub(names.count)?;
             let offsets = Offsets::find(memory, at, text, tokens, names)?;
+            *steps = steps.checked_sub(names.count)?;
             expand(memory, tokens, names, &offsets)
         })
     })
@@ -232,7 +236,7 @@ impl Names {
         memory: &[u8],
         markers: &Markers,
         steps: &mut usize,
-        mut wanted: impl FnMut(&Self) -> Option<T>,
+        mut wanted: impl FnMut(&Self, &mut usize) -> Option<T>,
     ) -> Option<T> {
         let latest = markers.start.checked_sub(markers.last as usize)? & !3;
         let earliest = latest.saturating_sub(GROUP_BYTES.end as usize).max(4);
@@ -241,9 +245,10 @@ impl Names {
                 *steps = steps.checked_sub(1)?;
                 let Some(number) = start.checked_sub(alignment) else { break };
                 let count = u32_at(memory, number)? as usize;
-                if count.div_ceil(GROUP) == markers.count
+                if count <= MOST_SYMBOLS
+                    && count.div_ceil(GROUP) == markers.count
                     && let Some(names) = Self::check(memory, markers, start, count, alignment, steps)
-                    && let Some(found) = wanted(&names)
+                    && let Some(found) = wanted(&names, steps)
                 {
                     return Some(found);
                 }

@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use indexmap::IndexMap;
+
 use super::{
     bytes::u64_at,
     kernel::Kernel,
@@ -49,7 +51,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let layout = self.os.layout.maps.as_ref()?;
         let (areas, mut truncated) = self.areas(layout, mm);
         let mut names: HashMap<Va, String> = HashMap::new();
-        let mut images: Vec<(Va, Module, bool)> = Vec::new();
+        let mut images: IndexMap<Va, (Module, bool)> = IndexMap::new();
         let mut regions = Vec::new();
         for area in areas {
             let number = |offset: u64| self.pointer(area + offset).ok().map(|value| value.0);
@@ -66,23 +68,19 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 let name =
                     names.entry(file).or_insert_with(|| self.file_name(file).unwrap_or_else(|| "?".to_owned())).clone();
                 let runs = flags & VM_EXEC != 0;
-                match images.iter_mut().find(|(known, ..)| *known == file) {
-                    Some((_, image, is_image)) => {
-                        image.size = image.size.max(end.wrapping_sub(image.base.0));
-                        *is_image |= runs;
-                    }
-                    None => {
-                        let image = Module {
-                            base: Va(start),
-                            size: end.wrapping_sub(start),
-                            name: name.clone(),
-                            hidden: false,
-                        };
-                        images.push((file, image, runs));
-                    }
-                }
+                let (image, is_image) = images.entry(file).or_insert_with(|| {
+                    let name = name.clone();
+                    (Module { base: Va(start), size: 0, name, hidden: false }, false)
+                });
+                image.size = image.size.max(end.wrapping_sub(image.base.0));
+                *is_image |= runs;
                 name
             };
+            // A name may be that of a region, of a file that is known, and of an image.
+            if self.core.keep(size_of::<Region>() + 3 * name.len()).is_err() {
+                truncated = true;
+                break;
+            }
             let letter = |bit, c| if flags & bit != 0 { c } else { '-' };
             let protection = [
                 letter(VM_READ, 'r'),
@@ -92,7 +90,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             ];
             regions.push(Region { start: Va(start), end: Va(end), protection: protection.iter().collect(), name });
         }
-        let modules = images.into_iter().filter(|(.., is_image)| *is_image).map(|(_, image, _)| image).collect();
+        let modules = images.into_values().filter(|(_, is_image)| *is_image).map(|(image, _)| image).collect();
         Some(Mappings { regions, modules, truncated })
     }
 

@@ -103,6 +103,7 @@ impl LinuxOs {
     where
         Driver: VmiRead<Architecture = Amd64>,
     {
+        let _look = core.look();
         Ok(self.kernel(core).kernel_modules()?.0)
     }
 
@@ -137,6 +138,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
     }
 
     fn refresh_symbols(&self, vmi: VmiSession<'_, Driver, Self>) -> bool {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).refresh_module_symbols()
     }
 
@@ -149,26 +151,34 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
     }
 
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).processes()
     }
 
     fn process_again(&self, vmi: VmiSession<'_, Driver, Self>, known: ProcessKey) -> Result<Option<Process>, VmiError> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).process_again(known)
     }
 
     fn uptime_ns(&self, vmi: VmiSession<'_, Driver, Self>) -> Option<u64> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).uptime_ns()
     }
 
     fn is_mapped(&self, vmi: VmiState<'_, Driver, Self>) -> Option<bool> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).is_mapped(vmi.registers())
     }
 
     fn vital_signs(&self, vmi: VmiSession<'_, Driver, Self>) -> Option<VitalSigns> {
-        Some(self.kernel(vmi.core()).vital_signs())
+        let _look = vmi.core().look();
+        let signs = self.kernel(vmi.core()).vital_signs();
+        // A look that was cut short proves nothing.
+        vmi.cut().is_none().then_some(signs)
     }
 
     fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).current(vmi.registers())
     }
 
@@ -178,6 +188,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
         process: &Process,
         prober: &VmiProber,
     ) -> Result<ProcessDetail, VmiError> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).detail(process, prober)
     }
 
@@ -192,6 +203,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
     }
 
     fn system_call(&self, vmi: VmiState<'_, Driver, Self>) -> Option<SystemCall> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).system_call(vmi.registers())
     }
 
@@ -213,10 +225,12 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
     }
 
     fn unservable(&self, vmi: VmiSession<'_, Driver, Self>, page: AddressContext) -> Result<Option<String>, VmiError> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).unservable(page)
     }
 
     fn user_returns(&self, vmi: VmiSession<'_, Driver, Self>, root: Pa) -> Result<Vec<Va>, VmiError> {
+        let _look = vmi.core().look();
         self.kernel(vmi.core()).user_returns(root)
     }
 }

@@ -4,7 +4,11 @@
 //! A module may be there that hides, may go while it is read, and may claim any address: a symbol counts only inside of its
 //! own module's memory, so that none can give a name to a place in the kernel or in another module.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 
@@ -23,8 +27,9 @@ use crate::engine::{
 const MOST_SYMBOLS: u64 = 1 << 17;
 /// Bytes of all names of a module.
 const MOST_STRINGS: u64 = 8 << 20;
-/// Symbols of all modules.
-const MOST_IN_ALL: usize = 1 << 20;
+/// Symbols of all modules, and bytes of their names.
+const MOST_IN_ALL: usize = 1 << 19;
+const MOST_BYTES_IN_ALL: usize = 16 << 20;
 /// Longest name (`KSYM_NAME_LEN`).
 const LONGEST: usize = 512;
 /// Largest part of a module's memory.
@@ -62,6 +67,33 @@ struct Identity {
     table: Va,
 }
 
+/// What is left of what the symbols of all modules may take.
+struct Room {
+    symbols: usize,
+    bytes: usize,
+}
+
+impl Room {
+    fn is_empty(&self) -> bool {
+        self.symbols == 0 || self.bytes == 0
+    }
+
+    /// How many of a module's symbols, from the first one on, have room.
+    fn take(&mut self, symbols: &[(String, Va)]) -> usize {
+        let mut fitting = 0;
+        for (name, _) in symbols.iter().take(self.symbols) {
+            let Some(left) = self.bytes.checked_sub(name.len()) else {
+                self.bytes = 0;
+                break;
+            };
+            self.bytes = left;
+            fitting += 1;
+        }
+        self.symbols -= fitting;
+        fitting
+    }
+}
+
 impl Named {
     pub(super) fn new(kernel: &SymbolTable, offsets: &[u64], follows: bool) -> Self {
         let area = || {
@@ -95,22 +127,48 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         self.core.flush_gfn_cache();
         self.core.flush_v2p_cache();
         // A list that cannot be read now says nothing of what is loaded.
-        let Ok(objects) = self.module_objects() else { return false };
-        let identities: Vec<Identity> = objects.into_iter().filter_map(|object| self.identity(object)).collect();
+        let Ok((objects, truncated)) = self.module_objects() else { return false };
+        let mut identities: Vec<Identity> = objects.into_iter().filter_map(|object| self.identity(object)).collect();
+        // What a list that was cut short does not have may be there all the same, as long as its structure says so.
+        if truncated || self.core.cut().is_some() {
+            let found: HashSet<Va> = identities.iter().map(|identity| identity.object).collect();
+            let lacking = old.modules.iter().map(|loaded| &loaded.identity);
+            let lacking = lacking.filter(|identity| !found.contains(&identity.object));
+            let is_there = |known: &&Identity| {
+                self.identity(known.object).map_or(self.core.cut().is_some(), |identity| identity == **known)
+            };
+            identities.extend(lacking.filter(is_there).cloned().collect::<Vec<_>>());
+        }
         if identities.iter().eq(old.modules.iter().map(|loaded| &loaded.identity)) {
             return false;
         }
-        let mut left = MOST_IN_ALL;
+        let known: HashMap<Va, &Loaded> = old.modules.iter().map(|loaded| (loaded.identity.object, loaded)).collect();
+        let mut room = Room { symbols: MOST_IN_ALL, bytes: MOST_BYTES_IN_ALL };
         let mut modules = Vec::with_capacity(identities.len());
         let mut builder = SymbolTableBuilder::default();
         for identity in identities {
-            let known = old.modules.iter().find(|loaded| loaded.identity == identity);
-            let symbols = known.map(|loaded| Arc::clone(&loaded.symbols));
-            let symbols = symbols.unwrap_or_else(|| Arc::new(self.symbols_of(identity.object).unwrap_or_default()));
-            for (name, va) in symbols.iter().take(left) {
+            let known = known.get(&identity.object).filter(|loaded| loaded.identity == identity);
+            let symbols = match known {
+                Some(loaded) => Arc::clone(&loaded.symbols),
+                None if room.is_empty() => Arc::default(),
+                None => {
+                    let read = self.symbols_of(identity.object);
+                    // It is read at the next look: until then it counts as not loaded yet.
+                    if read.is_none() && self.core.cut().is_some() {
+                        continue;
+                    }
+                    Arc::new(read.unwrap_or_default())
+                }
+            };
+            let fitting = room.take(&symbols);
+            let symbols = if fitting == symbols.len() {
+                symbols
+            } else {
+                Arc::new(symbols.iter().take(fitting).cloned().collect())
+            };
+            for (name, va) in symbols.iter() {
                 builder.push(*va, [identity.name.as_str(), "!", name]);
             }
-            left = left.saturating_sub(symbols.len());
             modules.push(Loaded { identity, symbols });
         }
         let symbols = Arc::new(old.symbols.with_modules(builder.build()));

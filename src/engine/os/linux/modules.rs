@@ -22,7 +22,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// code is, and how much. The flag tells that the list does not come to its end.
     pub(super) fn kernel_modules(&self) -> Result<(Vec<Module>, bool), VmiError> {
         let (first, mut truncated) = self.module_list()?;
-        let mut modules = first.iter().map(|&object| self.module(object, false)).collect::<Result<Vec<_>, _>>()?;
+        let mut modules = Vec::with_capacity(first.len());
+        for &object in &first {
+            match self.module(object, false) {
+                Ok(module) => modules.push(module),
+                Err(VmiError::Translation(_) | VmiError::OutOfBounds(_) | VmiError::CutShort) => truncated = true,
+                Err(error) => return Err(error),
+            }
+        }
         // A module comes and goes while we look: one that is hidden is so twice.
         let unlisted = self.unlisted_modules(&first);
         if !truncated && !unlisted.is_empty() {
@@ -34,14 +41,15 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             let hidden = unlisted.into_iter().filter(|object| !cut && still.contains(object));
             modules.extend(hidden.filter_map(|object| self.module(object, true).ok()));
         }
+        truncated |= self.core.cut().is_some();
         Ok((modules, truncated))
     }
 
-    /// Where all modules are, the hidden ones last.
-    pub(super) fn module_objects(&self) -> Result<Vec<Va>, VmiError> {
-        let (mut objects, _) = self.module_list()?;
+    /// Where all modules are, the hidden ones last. The flag tells that there may be more.
+    pub(super) fn module_objects(&self) -> Result<(Vec<Va>, bool), VmiError> {
+        let (mut objects, truncated) = self.module_list()?;
         objects.extend(self.unlisted_modules(&objects));
-        Ok(objects)
+        Ok((objects, truncated || self.core.cut().is_some()))
     }
 
     pub(super) fn module(&self, object: Va, hidden: bool) -> Result<Module, VmiError> {
@@ -77,7 +85,9 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             nodes.push(next);
             next = match self.pointer(next) {
                 Ok(next) => next,
-                Err(error) if error.is_page_fault() => return Ok((nodes, true)),
+                Err(VmiError::Translation(_) | VmiError::OutOfBounds(_) | VmiError::CutShort) => {
+                    return Ok((nodes, true));
+                }
                 Err(error) => return Err(error),
             };
         }

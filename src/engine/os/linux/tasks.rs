@@ -17,7 +17,7 @@ use crate::engine::{
 };
 
 /// Processes listed at most; more is a list that a guest made to keep us busy.
-const MOST_PROCESSES: usize = 1 << 16;
+pub(super) const MOST_PROCESSES: usize = 1 << 16;
 /// `EXIT_DEAD` in a task's `exit_state`, in `include/linux/sched.h`: nobody waits for it any more.
 const EXIT_DEAD: u32 = 0x10;
 /// `PF_EXITING`, in `include/linux/sched.h`.
@@ -117,7 +117,9 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                     next = task.next;
                     tasks.push(task);
                 }
-                Err(VmiError::Translation(_) | VmiError::OutOfBounds(_)) => return Ok((tasks, true)),
+                Err(VmiError::Translation(_) | VmiError::OutOfBounds(_) | VmiError::CutShort) => {
+                    return Ok((tasks, true));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -126,21 +128,35 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
 
     /// All processes, those that are hidden last.
     pub(super) fn processes(&self) -> Result<ProcessList, VmiError> {
-        let found = self.cross_view()?;
-        let ids: HashMap<Va, u32> = found.listed.iter().map(|task| (task.object, task.tgid)).collect();
-        let row = |task: &TaskRecord, is_hidden: bool| {
+        let (listed, truncated) = self.task_list()?;
+        // The list is shown even where there is no budget left to compare it with anything.
+        let rows = self.rows(&listed, &listed);
+        let found = self.cross_view(listed, truncated)?;
+        let again = found.is_again.then(|| self.rows(&found.listed, &found.listed));
+        let mut processes = again.filter(|_| self.core.cut().is_none()).unwrap_or(rows);
+        for process in processes.iter_mut().filter(|process| found.without_id.contains(&process.object)) {
+            process.flags.push(ProcessFlag::Hidden);
+        }
+        let mut unlisted = self.rows(&found.unlisted, &found.listed);
+        if !found.truncated {
+            unlisted.iter_mut().for_each(|process| process.flags.push(ProcessFlag::Hidden));
+        }
+        processes.append(&mut unlisted);
+        let hidden_threads = self.hidden_threads(found.listed.iter().chain(&found.unlisted));
+        let truncated = found.truncated || found.has_more || self.core.cut().is_some();
+        Ok(ProcessList { processes, truncated, hidden_threads })
+    }
+
+    /// The rows of tasks, as many as may be kept; parents are looked for in a list before they are read.
+    fn rows(&self, tasks: &[TaskRecord], list: &[TaskRecord]) -> Vec<Process> {
+        let ids: HashMap<Va, u32> = list.iter().map(|task| (task.object, task.tgid)).collect();
+        let row = |task: &TaskRecord| {
             let known = ids.get(&task.parent).copied();
             let parent = known.or_else(|| self.u32(task.parent + self.os.layout.task.tgid).ok());
-            let mut process = self.process(task, parent.unwrap_or(0));
-            if is_hidden {
-                process.flags.push(ProcessFlag::Hidden);
-            }
-            process
+            let process = self.process(task, parent.unwrap_or(0));
+            self.core.keep(size_of::<Process>() + process.name.len()).is_ok().then_some(process)
         };
-        let listed = found.listed.iter().map(|task| row(task, found.without_id.contains(&task.object)));
-        let processes = listed.chain(found.unlisted.iter().map(|task| row(task, true))).collect();
-        let hidden_threads = self.hidden_threads(found.listed.iter().chain(&found.unlisted));
-        Ok(ProcessList { processes, truncated: found.truncated, hidden_threads })
+        tasks.iter().map_while(row).collect()
     }
 
     /// A process as it is now, by its structure where that is still its own; else the list is asked: by `execve`, another
@@ -155,11 +171,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             }
         }
         let (tasks, truncated) = self.task_list()?;
-        let found = tasks.iter().map(|task| self.process(task, 0)).find(|process| process.key() == known);
-        if found.is_none() && truncated {
-            return Err(VmiError::os("the list of processes is cut short"));
+        let is_like = |task: &&TaskRecord| (task.tgid, task.start_ns) == (known.pid, known.start_ns);
+        let like = tasks.iter().filter(is_like).map(|task| self.process(task, 0));
+        match like.into_iter().find(|process| process.key() == known) {
+            // What is missing from a part of the list has not ended.
+            None if truncated => Err(VmiError::os("the list of processes is cut short")),
+            found => Ok(found),
         }
-        Ok(found)
     }
 
     /// The row of a process, from its first task.
@@ -198,8 +216,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         if task.exit_state == 0 {
             return None;
         }
-        let (others, _) = self.thread_list(task)?;
-        others.iter().find(|other| !other.mm.is_null()).and_then(|other| self.root_of(other.mm))
+        self.root_of(self.other_mm(task)?)
     }
 
     /// The whole name of a kernel thread whose `comm` was too short for it.

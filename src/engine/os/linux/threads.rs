@@ -11,6 +11,8 @@ use crate::engine::{addr::Va, arch::amd64::Amd64, driver::VmiRead, snapshot::Thr
 
 /// Threads that are listed at most.
 const MOST_THREADS: usize = 4096;
+/// Threads that are asked for the memory of their process: those that have ended are taken off the list soon.
+const MOST_WITHOUT_MEMORY: usize = 64;
 
 /// All threads of a process, and where they were found.
 struct Views {
@@ -33,6 +35,9 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         }
         let settled = self.lists_settle();
         let second = self.thread_views(task)?;
+        if second.truncated {
+            return Some((first.listed.iter().map(|task| thread(task, false)).collect(), true));
+        }
         let suspects: HashSet<Identity> = first.unlisted.iter().map(TaskRecord::identity).collect();
         let is_hidden = |task: &TaskRecord| {
             settled && [&first, &second].iter().all(|views| views.listed_only.contains(&task.identity()))
@@ -59,9 +64,10 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let Some(ids) = self.pid_table() else { return Vec::new() };
         // Processes whose lists were read to their end, and everything in these.
         let (mut judged, mut listed) = (HashSet::new(), HashSet::new());
+        let (mut nodes, mut other_nodes) = (HashSet::new(), HashSet::new());
         for process in processes {
-            let Some(mut threads) = self.thread_objects(process) else { continue };
-            if let Some(other) = self.other_list(process) {
+            let Some(mut threads) = self.thread_objects(process, &mut nodes) else { continue };
+            if let Some(other) = self.other_list(process, &mut other_nodes) {
                 threads.retain(|thread| other.contains(thread));
             }
             judged.insert(process.object);
@@ -72,11 +78,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             let leader = self.leader_of(*thread).filter(|leader| leader != thread && judged.contains(leader));
             leader.is_some() && listed.insert(*thread)
         });
-        unlisted.filter_map(|thread| self.task(thread).ok()).filter(|task| task.exit_state == 0).collect()
+        let unlisted = unlisted.filter_map(|thread| self.task(thread).ok()).filter(|task| task.exit_state == 0);
+        let unlisted = unlisted.take(MOST_THREADS).collect();
+        if self.core.cut().is_some() { Vec::new() } else { unlisted }
     }
 
-    /// The tasks in a process's own list, unread; `None` where it does not come to its end.
-    fn thread_objects(&self, task: &TaskRecord) -> Option<Vec<Va>> {
+    /// The tasks in a process's own list, unread; `None` where it does not come to its end, or leads into what is `seen` in
+    /// that of another process.
+    fn thread_objects(&self, task: &TaskRecord, seen: &mut HashSet<Va>) -> Option<Vec<Va>> {
         let layout = self.os.layout.threads.as_ref()?;
         let head = match layout.head {
             Some(_) if task.signal.is_null() => return None,
@@ -84,7 +93,6 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             None => task.object + layout.node,
         };
         let mut threads = if layout.head.is_some() { Vec::new() } else { vec![task.object] };
-        let mut seen = HashSet::new();
         let mut next = self.pointer(head).ok()?;
         while next != head {
             if threads.len() >= MOST_THREADS || !seen.insert(next) {
@@ -107,7 +115,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let own = |object: &Va| self.leader_of(*object) == Some(task.object);
         let table: Option<HashSet<Va>> =
             self.pid_table().map(|table| table.threads.into_iter().filter(|object| own(object)).collect());
-        let other = self.other_list(task);
+        let other = self.other_list(task, &mut HashSet::new());
         let lacks = |side: &Option<HashSet<Va>>, task: Va| side.as_ref().is_some_and(|side| !side.contains(&task));
         let is_one_sided =
             |task: &&TaskRecord| task.exit_state == 0 && (lacks(&table, task.object) || lacks(&other, task.object));
@@ -119,23 +127,48 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 views.unlisted.extend(found.filter(|found| found.tgid == task.tgid && found.exit_state == 0));
             }
         }
+        // A comparison that was cut finds nothing missing.
+        if self.core.cut().is_some() {
+            views.unlisted.clear();
+            views.listed_only.clear();
+            views.truncated = true;
+        }
         views.unlisted.sort_by_key(|task| task.pid);
         Some(views)
     }
 
-    /// The tasks in the other list of kernels that have two; `None` where there is none, or it does not come to its end.
-    fn other_list(&self, task: &TaskRecord) -> Option<HashSet<Va>> {
+    /// The tasks in the other list of kernels that have two; `None` where there is none, or it does not come to its end, or
+    /// leads into what is `seen` in that of another process.
+    fn other_list(&self, task: &TaskRecord, seen: &mut HashSet<Va>) -> Option<HashSet<Va>> {
         let group = self.os.layout.threads.as_ref()?.group?;
         let head = task.object + group;
         let mut found = HashSet::from([task.object]);
         let mut next = self.pointer(head).ok()?;
         while next != head {
-            if found.len() > MOST_THREADS || !found.insert(next - group) {
+            if found.len() > MOST_THREADS || !seen.insert(next) {
                 return None;
             }
+            found.insert(next - group);
             next = self.pointer(next).ok()?;
         }
         Some(found)
+    }
+
+    /// The memory of a process whose first task has given it back already: that of another one.
+    pub(super) fn other_mm(&self, task: &TaskRecord) -> Option<Va> {
+        let layout = self.os.layout.threads.as_ref()?;
+        let mut node = match layout.head {
+            Some(head) => self.existing(task.signal + head)?,
+            None => self.existing(task.object + layout.node)?,
+        };
+        for _ in 0..MOST_WITHOUT_MEMORY {
+            let other = self.task(node - layout.node).ok().filter(|other| other.tgid == task.tgid)?;
+            if !other.mm.is_null() {
+                return Some(other.mm);
+            }
+            node = self.existing(node)?;
+        }
+        None
     }
 
     /// The process's own list. The flag tells that there are more.

@@ -71,6 +71,10 @@ impl WindowsOs {
                 }
             }
         }
+        if core.cut().is_some() {
+            let lists = ["threads", "handles", "modules", "regions"].into_iter();
+            detail.truncated.extend(lists.filter(|list| !detail.truncated.contains(list)).collect::<Vec<_>>());
+        }
         kernel.name_threads(&mut detail);
         detail.missing = prober.page_faults().iter().map(|missing| missing.va).collect();
         Ok(detail)
@@ -153,6 +157,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
             return Ok(());
         }
         let Some(ids) = present(self.known_ids())? else { return Ok(()) };
+        let listed = detail.threads.len();
         let own = |&&(id, object): &&(u64, Va)| {
             let read = |at: u64| present(self.u64(object + at)).ok().flatten();
             // The id that it has itself tells the entry of a thread from one that was just given back.
@@ -162,6 +167,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
             if let Some(thread) = present(self.thread(object))?.filter(|thread| thread.state != "terminated") {
                 detail.threads.push(ThreadInfo { hidden: true, ..thread });
             }
+            if detail.threads.len() >= listed + MOST_THREADS {
+                break;
+            }
+        }
+        // A comparison that was cut finds nothing missing.
+        if self.core.cut().is_some() {
+            detail.threads.truncate(listed);
         }
         Ok(())
     }

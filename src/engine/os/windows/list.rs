@@ -35,12 +35,16 @@ const PROCESS_OBJECT: u8 = 3;
 pub(super) const THREAD_OBJECT: u8 = 6;
 
 /// What the table of ids knows: type, id and object.
-pub(super) struct Ids(Vec<(u8, (u64, Va))>);
+pub(super) struct Ids {
+    entries: Vec<(u8, (u64, Va))>,
+    /// Whether a part of it could not be read: then what it does not have is not missing.
+    truncated: bool,
+}
 
 impl Ids {
     /// Ids and objects of one type.
     pub(super) fn of(&self, kind: u8) -> Vec<(u64, Va)> {
-        self.0.iter().filter(|&&(known, _)| known == kind).map(|&(_, entry)| entry).collect()
+        self.entries.iter().filter(|&&(known, _)| known == kind).map(|&(_, entry)| entry).collect()
     }
 }
 
@@ -51,6 +55,13 @@ fn identity(process: &Process) -> Identity {
     (process.object, process.pid, process.start_ns)
 }
 
+/// A list without what a comparison has found that was cut short: only what the kernel's own list has.
+fn uncompared(mut list: ProcessList, listed: &HashSet<Va>) -> ProcessList {
+    list.processes.retain(|process| listed.contains(&process.object));
+    list.processes.iter_mut().for_each(|process| process.flags.retain(|&flag| flag != ProcessFlag::Hidden));
+    ProcessList { truncated: true, hidden_threads: Vec::new(), ..list }
+}
+
 impl WindowsOs {
     /// The list, with the hidden ones at its end.
     pub(super) fn list<Driver>(&self, core: &VmiCore<Driver>) -> Result<ProcessList, VmiError>
@@ -59,14 +70,21 @@ impl WindowsOs {
     {
         let is_hidden = |process: &Process| process.flags.contains(&ProcessFlag::Hidden);
         let memory = self.memory(core);
-        let (first, _) = memory.both_sides()?;
+        let (first, listed) = memory.both_sides()?;
+        if core.cut().is_some() {
+            return Ok(uncompared(first, &listed));
+        }
         let suspects: HashSet<Identity> = first.processes.iter().filter(|p| is_hidden(p)).map(identity).collect();
         if suspects.is_empty() && first.hidden_threads.is_empty() {
             return Ok(first);
         }
         core.flush_gfn_cache();
         core.flush_v2p_cache();
-        let (mut second, listed) = memory.both_sides()?;
+        let (mut second, listed_again) = memory.both_sides()?;
+        if core.cut().is_some() {
+            return Ok(uncompared(first, &listed));
+        }
+        let listed = listed_again;
         second.processes.retain(|process| listed.contains(&process.object) || suspects.contains(&identity(process)));
         second.hidden_threads.retain(|thread| first.hidden_threads.contains(thread));
         for process in second.processes.iter_mut().filter(|process| !suspects.contains(&identity(process))) {
@@ -108,7 +126,12 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
                 list.truncated = true;
                 break;
             }
-            list.processes.push(self.process(object)?);
+            let process = self.process(object)?;
+            if self.core.keep(size_of::<Process>() + process.name.len()).is_err() {
+                list.truncated = true;
+                break;
+            }
+            list.processes.push(process);
             let Some(next) = present(self.pointer(link))? else {
                 list.truncated = true;
                 break;
@@ -120,6 +143,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
             self.compare(&mut list, &seen, &ids)?;
             list.hidden_threads = self.hidden_threads(&list.processes, &ids)?;
         }
+        list.truncated |= self.core.cut().is_some();
         Ok((list, seen))
     }
 
@@ -128,8 +152,9 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let o = &self.os.offsets;
         // Processes whose lists were read to their end, and everything in these.
         let (mut judged, mut listed) = (HashMap::new(), HashSet::new());
+        let mut seen = HashSet::new();
         for process in processes {
-            if let Some(threads) = present(self.thread_objects(process.object))?.flatten() {
+            if let Some(threads) = present(self.thread_objects(process.object, &mut seen))?.flatten() {
                 judged.insert(process.object, process.pid);
                 listed.extend(threads);
             }
@@ -146,15 +171,15 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
                 hidden.push((pid, id as u32));
             }
         }
-        Ok(hidden)
+        Ok(if self.core.cut().is_some() { Vec::new() } else { hidden })
     }
 
-    /// The threads in a process's list, unread; `None` where it does not come to its end.
-    fn thread_objects(&self, process: Va) -> Result<Option<Vec<Va>>, VmiError> {
+    /// The threads in a process's list, unread; `None` where it does not come to its end, or leads into what is `seen` in
+    /// that of another process.
+    fn thread_objects(&self, process: Va, seen: &mut HashSet<Va>) -> Result<Option<Vec<Va>>, VmiError> {
         let o = &self.os.offsets;
         let head = process + o.thread_list;
         let mut threads = Vec::new();
-        let mut seen = HashSet::new();
         let mut link = self.pointer(head)?;
         while link != head {
             if threads.len() >= MOST_THREADS || !seen.insert(link) {
@@ -171,7 +196,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let mut known: HashSet<Va> = processes.iter().map(|&(_, object)| object).collect();
         for process in &mut list.processes {
             // One that ends has given its id back already.
-            if !known.contains(&process.object) && !process.flags.contains(&ProcessFlag::Exiting) {
+            let is_missing = !ids.truncated && !known.contains(&process.object);
+            if is_missing && !process.flags.contains(&ProcessFlag::Exiting) {
                 process.flags.push(ProcessFlag::Hidden);
             }
         }
@@ -192,6 +218,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let behind = behind.into_iter().filter_map(|process| Some((self.id_of(process)?, process)));
         for (id, object) in unlisted.chain(behind) {
             let mut process = self.process(object)?;
+            let is_full = list.processes.len() >= MOST_PROCESSES;
+            if is_full || self.core.keep(size_of::<Process>() + process.name.len()).is_err() {
+                list.truncated = true;
+                break;
+            }
             if u64::from(process.pid) == id && !process.flags.contains(&ProcessFlag::Exiting) {
                 process.flags.push(ProcessFlag::Hidden);
                 list.processes.push(process);
@@ -249,12 +280,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
     /// What `PspCidTable` knows: processes and threads, in order of id.
     pub(super) fn known_ids(&self) -> Result<Ids, VmiError> {
         let table = self.pointer(self.os.cid_table)?;
-        let mut ids = Vec::new();
-        for (id, object) in self.table(table, MOST_IDS)?.used {
+        let mut entries = Vec::new();
+        let table = self.table(table, MOST_IDS)?;
+        for (id, object) in table.used {
             if let Some(kind) = present(self.u8(object + self.os.offsets.object_type))? {
-                ids.push((kind, (id, object)));
+                entries.push((kind, (id, object)));
             }
         }
-        Ok(Ids(ids))
+        Ok(Ids { entries, truncated: table.truncated || self.core.cut().is_some() })
     }
 }

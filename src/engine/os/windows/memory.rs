@@ -99,11 +99,13 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
     }
 }
 
-/// A value whose page may be missing.
+/// A value whose page may be missing, or behind what a look may read: whoever puts values together asks the core whether
+/// the look was cut.
 pub(super) fn present<T>(result: Result<T, VmiError>) -> Result<Option<T>, VmiError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_page_fault() => Ok(None),
+        Err(VmiError::CutShort) => Ok(None),
         Err(error) => Err(error),
     }
 }

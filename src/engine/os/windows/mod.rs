@@ -261,14 +261,17 @@ where
     }
 
     fn processes(&self, vmi: VmiSession<'_, Driver, Self>) -> Result<ProcessList, VmiError> {
+        let _look = vmi.core().look();
         self.list(vmi.core())
     }
 
     fn process_again(&self, vmi: VmiSession<'_, Driver, Self>, known: ProcessKey) -> Result<Option<Process>, VmiError> {
+        let _look = vmi.core().look();
         self.again(vmi.core(), known)
     }
 
     fn current_process(&self, vmi: VmiState<'_, Driver, Self>) -> Result<Option<CurrentProcess>, VmiError> {
+        let _look = vmi.core().look();
         let o = &self.offsets;
         let core = vmi.core();
         // SWAPGS exchanges the two bases on the way in and out; the kernel's is the one in its half.
@@ -296,6 +299,7 @@ where
         process: &Process,
         prober: &VmiProber,
     ) -> Result<ProcessDetail, VmiError> {
+        let _look = vmi.core().look();
         self.detail(vmi.core(), process, prober)
     }
 
@@ -315,6 +319,7 @@ where
     /// At the entry of system calls: the service's number is in EAX, its first argument in R10, the others where the calling
     /// convention has them, still on the stack of user mode.
     fn system_call(&self, vmi: VmiState<'_, Driver, Self>) -> Option<SystemCall> {
+        let _look = vmi.core().look();
         let gp = &vmi.registers().gp;
         if self.symbols.lookup("nt!KiSystemCall64")?.0 != gp.rip {
             return None;
@@ -348,6 +353,7 @@ where
         vmi: VmiState<'_, Driver, Self>,
         waiting: &IndexSet<AddressContext>,
     ) -> Result<Option<AddressContext>, VmiError> {
+        let _look = vmi.core().look();
         let record = Va(vmi.registers().gp.rcx);
         if !REFUSALS.contains(&vmi.read_u32(record + self.offsets.record_code)?) {
             return Ok(None);

@@ -58,10 +58,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
             }
             let entry = link - form.links;
             let name = entry + form.name;
+            let name = if form.pointer == 4 { self.string32(name)? } else { self.string(name)? };
+            if self.core.keep(size_of::<Module>() + name.len()).is_err() {
+                return Ok((modules, true));
+            }
             modules.push(Module {
                 base: self.pointer_of(entry + form.base, form.pointer)?,
                 size: u64::from(self.u32(entry + form.size)?),
-                name: if form.pointer == 4 { self.string32(name)? } else { self.string(name)? },
+                name,
                 ..Module::default()
             });
             link = self.pointer_of(link, form.pointer)?;

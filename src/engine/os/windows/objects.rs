@@ -39,10 +39,15 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         for (handle, header) in entries.used {
             let text = match self.object(header, &mut types) {
                 Ok(text) => text,
+                Err(VmiError::CutShort) => return Ok((handles, true)),
                 Err(error) if error.is_page_fault() => "?".to_owned(),
                 Err(error) => return Err(error),
             };
-            handles.push((handle, clean(&text, MOST_TEXT)));
+            let text = clean(&text, MOST_TEXT);
+            if self.core.keep(size_of::<(u64, String)>() + text.len()).is_err() {
+                return Ok((handles, true));
+            }
+            handles.push((handle, text));
         }
         Ok((handles, entries.truncated))
     }

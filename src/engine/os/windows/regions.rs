@@ -69,6 +69,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let is_private = flags >> 20 & 1 != 0;
         let is_image = flags >> 4 & 7 == IMAGE;
         let name = if is_private { String::new() } else { self.mapped_file(node, files)? };
+        // A name may be that of a region, of a file that is known, and of an image.
+        self.core.keep(size_of::<Region>() + 3 * name.len())?;
         if is_image {
             let own = name.rsplit('\\').next().unwrap_or_default().to_owned();
             found.images.push(Module { base: start, size: end - start, name: own, ..Module::default() });
