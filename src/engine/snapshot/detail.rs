@@ -29,6 +29,12 @@ pub struct ProcessDetail {
     pub process: Process,
     /// Command line; `None` while its pages are missing (see [`ProcessDetail::missing`]).
     pub command_line: Option<String>,
+    /// The file of the program that it runs; `None` where it has none or the OS layer does not tell.
+    pub executable: Option<String>,
+    /// Where its relative paths begin.
+    pub working_directory: Option<String>,
+    /// What it takes for the root of all paths.
+    pub root_directory: Option<String>,
     /// Credentials by name ("uid", "gid", "euid", "token" …).
     pub credentials: Vec<(String, String)>,
     /// Threads: id, name or state, instruction pointer where known.
@@ -41,7 +47,7 @@ pub struct ProcessDetail {
     pub handles: Vec<(u64, String)>,
     /// Pages that were needed and are not there.
     pub missing: Vec<Va>,
-    /// Lists that a bound cut short, by name.
+    /// What a bound cut short, by name: lists, the command line.
     pub truncated: Vec<&'static str>,
     /// Parts that this OS layer does not read, with the reason.
     pub unavailable: Vec<String>,

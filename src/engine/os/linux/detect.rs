@@ -12,6 +12,7 @@ use super::{
     btf::{self, Btf},
     bytes::u64_at,
     current::PerCpu,
+    files::namers,
     kallsyms,
     layout::{Facts, Layout},
     module_symbols::Named,
@@ -130,6 +131,7 @@ where
         init_task,
         named: Named::new(&symbols, &offsets, layout.module.is_some()),
         per_cpu: PerCpu { offsets, current_task },
+        namers: namers(&symbols),
         layout,
         symbols,
     })

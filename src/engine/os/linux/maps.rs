@@ -20,6 +20,8 @@ use crate::engine::{
 
 /// Regions that are listed at most.
 const MOST_REGIONS: usize = 8192;
+/// Characters of a name of a region that are kept: those of `ANON_VMA_NAME_MAX_LEN`, without the zero.
+const LONGEST_NAME: usize = 79;
 /// Nodes of the tree that are read at most.
 const MOST_NODES: usize = 4096;
 /// Bytes of a tree's node, to which it is aligned.
@@ -59,12 +61,17 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 truncated = true;
                 continue;
             };
+            let given = self.given_name(layout, area);
             let name = if file == 0 {
-                self.area_purpose(layout, mm, area, start, end)
+                self.area_purpose(layout, mm, area, start, end, given)
+            } else if let Some(given) = given {
+                format!("[anon_shmem:{given}]")
             } else {
                 let file = Va(file);
-                let name =
-                    names.entry(file).or_insert_with(|| self.file_name(file).unwrap_or_else(|| "?".to_owned())).clone();
+                let name = names
+                    .entry(file)
+                    .or_insert_with(|| self.mapped_name(file).unwrap_or_else(|| "?".to_owned()))
+                    .clone();
                 let runs = flags & VM_EXEC != 0;
                 match images.iter_mut().find(|(known, ..)| *known == file) {
                     Some((_, image, is_image)) => {
@@ -109,16 +116,22 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         if truncated { Err(unknown()) } else { Ok(None) }
     }
 
-    /// What a region without a file is for, as `/proc/PID/maps` says it.
-    fn area_purpose(&self, layout: &Maps, mm: Va, area: Va, start: u64, end: u64) -> String {
+    /// The name that the process has given to a region of memory without a file (`PR_SET_VMA_ANON_NAME`).
+    fn given_name(&self, layout: &Maps, area: Va) -> Option<String> {
+        let (pointer, name) = layout.given_name?;
+        let given = self.existing(area + pointer)? + name;
+        self.text(given, LONGEST_NAME).map(|name| clean(&name, LONGEST_NAME))
+    }
+
+    /// What a region without a file is for, as `/proc/PID/maps` says it (`get_vma_name` in `fs/proc/task_mmu.c`).
+    fn area_purpose(&self, layout: &Maps, mm: Va, area: Va, start: u64, end: u64, given: Option<String>) -> String {
         let special = || {
             let special_operations = self.os.symbols.lookup("special_mapping_vmops")?;
             if self.pointer(area + layout.vm_ops?).ok()? != special_operations {
                 return None;
             }
             let mapping = self.pointer(area + layout.vm_private_data?).ok()?;
-            let name = self.pointer(mapping + layout.special_name?).ok()?;
-            self.core.read_string_limited((name, self.os.root), 32).ok()
+            self.text(self.pointer(mapping + layout.special_name?).ok()?, LONGEST_NAME)
         };
         let known = || {
             let [heap, heap_end, stack] =
@@ -129,7 +142,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 (start <= stack && stack <= end).then(|| "[stack]".to_owned())
             }
         };
-        special().or_else(known).map(|name| clean(&name, 32)).unwrap_or_default()
+        let given = || given.map(|name| format!("[anon:{name}]"));
+        special().or_else(known).map(|name| clean(&name, LONGEST_NAME)).or_else(given).unwrap_or_default()
     }
 
     fn areas(&self, layout: &Maps, mm: Va) -> (Vec<Va>, bool) {

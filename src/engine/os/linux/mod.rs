@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use indexmap::IndexSet;
 
-use self::{current::PerCpu, kernel::Kernel, layout::Layout, module_symbols::Named};
+use self::{current::PerCpu, files::Namer, kernel::Kernel, layout::Layout, module_symbols::Named};
 use super::{CurrentProcess, ProcessList, SystemCall, VitalSigns, VmiOs};
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
@@ -58,6 +58,8 @@ pub struct LinuxOs {
     init_task: Va,
     per_cpu: PerCpu,
     layout: Layout,
+    /// By which function the kernel names what is in no tree of folders.
+    namers: Vec<(Va, Namer)>,
     /// The kernel's own symbols: what facts are looked up in. No module can add to them.
     symbols: Arc<SymbolTable>,
     /// What people are shown and may name.

@@ -13,6 +13,8 @@ pub(in super::super) struct Maps {
     pub(in super::super) vm_private_data: Option<u64>,
     /// `vm_special_mapping.name`: the kernel's own pages in a process.
     pub(in super::super) special_name: Option<u64>,
+    /// `vm_area_struct.anon_name`, and `anon_vma_name.name` in it: a name that the process gave it, from 5.17 on.
+    pub(in super::super) given_name: Option<(u64, u64)>,
     /// `mm_struct.start_brk`, `.brk`, `.start_stack`.
     pub(in super::super) heap_and_stack: Option<[u64; 3]>,
 }
@@ -65,6 +67,7 @@ impl Maps {
             vm_ops: vma("vm_ops"),
             vm_private_data: vma("vm_private_data"),
             special_name: facts.at("vm_special_mapping", "name"),
+            given_name: vma("anon_name").zip(facts.at("anon_vma_name", "name")),
             heap_and_stack: heap_and_stack(),
         })
     }

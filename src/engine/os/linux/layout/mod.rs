@@ -15,7 +15,7 @@ pub(super) use self::{
     memory::{MapleNode, Maps, RegionIndex},
 };
 use self::{
-    files::{Files, Sockets, UnixName},
+    files::{Files, Folders, Sockets, UnixName},
     modules::{KernelModule, ModuleFolders, ModuleTree},
 };
 use crate::engine::error::VmiError;
@@ -231,6 +231,8 @@ pub(super) struct Layout {
     pub(super) mm_pgd: u64,
     /// `mm_struct.arg_start` and `.arg_end`.
     pub(super) arguments: Option<(u64, u64)>,
+    /// `mm_struct.env_start` and `.env_end`.
+    pub(super) environment: Option<(u64, u64)>,
     /// `signal_struct.nr_threads`.
     pub(super) signal_threads: Option<u64>,
     /// `cred.uid`.
@@ -247,6 +249,9 @@ pub(super) struct Layout {
     pub(super) maps: Option<Maps>,
     pub(super) paths: Option<Paths>,
     pub(super) files: Option<Files>,
+    pub(super) folders: Option<Folders>,
+    /// `mm_struct.exe_file`.
+    pub(super) executable: Option<u64>,
     pub(super) module: Option<KernelModule>,
     pub(super) module_folders: Option<ModuleFolders>,
     pub(super) module_tree: Option<ModuleTree>,
@@ -277,6 +282,7 @@ impl Layout {
             task_stack: facts.at("task_struct", "stack"),
             mm_pgd: facts.need("mm_struct", "pgd")?,
             arguments: argument("arg_start").zip(argument("arg_end")),
+            environment: argument("env_start").zip(argument("env_end")),
             signal_threads: facts.at("signal_struct", "nr_threads"),
             cred_uid: facts.at("cred", "uid"),
             credentials: ids.into_iter().chain(sets).filter_map(credential).collect(),
@@ -288,6 +294,8 @@ impl Layout {
             maps: Maps::new(facts),
             paths: Paths::new(facts),
             files: Files::new(facts),
+            folders: Folders::new(facts),
+            executable: facts.at("mm_struct", "exe_file"),
             module: KernelModule::new(facts),
             module_folders: ModuleFolders::new(facts),
             module_tree: ModuleTree::new(facts),
