@@ -1,5 +1,7 @@
 //! The Linux layer on a kernel that was written by hand: nothing of it is known to the layer, and all of it may lie.
 
+#[path = "engine_linux/names.rs"]
+mod names;
 mod support;
 
 use indexmap::IndexSet;

@@ -61,7 +61,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 truncated = true;
                 continue;
             };
-            let given = self.given_name(layout, area);
+            let may_be_given = file == 0 || layout.files_have_given_names;
+            let given = if may_be_given { self.given_name(layout, area) } else { None };
             let name = if file == 0 {
                 self.area_purpose(layout, mm, area, start, end, given)
             } else if let Some(given) = given {

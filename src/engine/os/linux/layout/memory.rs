@@ -15,6 +15,8 @@ pub(in super::super) struct Maps {
     pub(in super::super) special_name: Option<u64>,
     /// `vm_area_struct.anon_name`, and `anon_vma_name.name` in it: a name that the process gave it, from 5.17 on.
     pub(in super::super) given_name: Option<(u64, u64)>,
+    /// Whether a region with a file has one, from 6.2 on; before that, its place in the file's tree is there.
+    pub(in super::super) files_have_given_names: bool,
     /// `mm_struct.start_brk`, `.brk`, `.start_stack`.
     pub(in super::super) heap_and_stack: Option<[u64; 3]>,
 }
@@ -67,6 +69,7 @@ impl Maps {
             vm_ops: vma("vm_ops"),
             vm_private_data: vma("vm_private_data"),
             special_name: facts.at("vm_special_mapping", "name"),
+            files_have_given_names: vma("anon_name") != vma("shared"),
             given_name: vma("anon_name").zip(facts.at("anon_vma_name", "name")),
             heap_and_stack: heap_and_stack(),
         })
