@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Breakpoint, Fault, Pa, Process, Table, Va, WalkEntry};
+use super::{Breakpoint, Fault, MissingPage, Pa, Process, Table, Va, WalkEntry};
 
 /// What a popup shows; which one it is follows the last `Inspect` command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -142,6 +142,9 @@ pub struct MemoryDetail {
     pub before: Vec<CodeLine>,
     /// The walk of the first address.
     pub walk: Vec<WalkEntry>,
+    /// What there is of the first address's page while it is not mapped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<MissingPage>,
 }
 
 /// How far a search of memory is.

@@ -56,7 +56,7 @@ fn identity(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
         Some(line) if line.is_empty() => sheet.field("command line", "(none)", theme.muted),
         Some(line) => sheet.field("command line", line, theme.symbol),
         None if !detail.missing.is_empty() => {
-            sheet.field("command line", "its pages are not in memory", theme.missing);
+            sheet.field("command line", "its pages are not mapped", theme.missing);
         }
         None => sheet.field("command line", "not read", theme.muted),
     }
@@ -104,7 +104,7 @@ fn missing(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     };
     sheet.gap();
     let them = if places.len() == 1 { "it" } else { "them" };
-    let text = format!("Not in memory: {}{more}. The Faults pane can ask the guest for {them}.", places.join(", "));
+    let text = format!("Not mapped: {}{more}. The Faults pane can ask the guest for {them}.", places.join(", "));
     sheet.text(&text, desk.theme.missing);
 }
 

@@ -185,6 +185,15 @@ impl<'a> Btf<'a> {
         self.type_of(id).map(|found| u64::from(found.size_or_type))
     }
 
+    /// Whether a type of this name is defined in terms of another one.
+    pub fn has_typedef(&self, name: &str) -> bool {
+        let is_it = |&at: &u32| {
+            let found = type_at(self.types, at as usize).filter(|found| found.kind() == KIND_TYPEDEF);
+            found.and_then(|found| string_at(self.strings, found.name as usize, LONGEST)) == Some(name.as_bytes())
+        };
+        self.positions.iter().any(is_it)
+    }
+
     /// A member by its path (`"se.cfs_rq"`). Members of anonymous structures are found by their own name; in an array
     /// the path goes on in the first element. `None` where it does not exist or is a bit field.
     pub fn member(&self, structure: &str, path: &str) -> Option<Member> {

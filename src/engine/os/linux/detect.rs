@@ -15,6 +15,7 @@ use super::{
     files::namers,
     kallsyms,
     layout::{Facts, Layout},
+    missing::SwapTypes,
     module_symbols::Named,
 };
 use crate::engine::{
@@ -132,6 +133,7 @@ where
         named: Named::new(&symbols, &offsets, layout.module.is_some()),
         per_cpu: PerCpu { offsets, current_task },
         namers: namers(&symbols),
+        swap_types: SwapTypes::new(&symbols, &layout),
         layout,
         symbols,
     })

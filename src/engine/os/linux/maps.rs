@@ -104,14 +104,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Some(Mappings { regions, modules, truncated })
     }
 
-    /// The flags (`vm_flags`) of the region that covers an address; `None` where none does.
-    pub(super) fn region_flags(&self, mm: Va, va: Va) -> Result<Option<u64>, VmiError> {
+    /// The region (`struct vm_area_struct`) that covers an address; `None` where none does.
+    pub(super) fn area_at(&self, mm: Va, va: Va) -> Result<Option<(&Maps, Va)>, VmiError> {
         let unknown = || VmiError::os(format!("the memory regions around {va} cannot be read: retry later"));
         let layout = self.os.layout.maps.as_ref().ok_or_else(unknown)?;
         let (areas, truncated) = self.areas(layout, mm);
         for area in areas {
             if self.pointer(area + layout.vm_start)? <= va && va < self.pointer(area + layout.vm_end)? {
-                return self.pointer(area + layout.vm_flags).map(|flags| Some(flags.0));
+                return Ok(Some((layout, area)));
             }
         }
         if truncated { Err(unknown()) } else { Ok(None) }

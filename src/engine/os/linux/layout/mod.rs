@@ -263,6 +263,10 @@ pub(super) struct Layout {
     pub(super) namespaces: Option<Namespaces>,
     pub(super) system_calls: Option<SystemCalls>,
     pub(super) clock: Option<Clock>,
+    /// Whether entries of pages that are not there may be markers, from 5.19 on; `None` without type information.
+    pub(super) pte_markers: Option<bool>,
+    /// `swap_info_struct.swap_file`.
+    pub(super) swap_file: Option<u64>,
 }
 
 impl Layout {
@@ -306,6 +310,8 @@ impl Layout {
             namespaces: Namespaces::new(facts),
             system_calls: SystemCalls::new(facts),
             clock: Clock::new(facts),
+            pte_markers: facts.has_typedef("pte_marker"),
+            swap_file: facts.at("swap_info_struct", "swap_file"),
         })
     }
 }
