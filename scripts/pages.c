@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,8 @@ static int protect(int fd, char *at, unsigned long bytes) {
     return ioctl(fd, _IOWR(0xaa, 6, range), &range);
 }
 
+static void go_on(int signal) { (void)signal; }
+
 int main(void) {
     char line[64];
     printf("ready %d\n", getpid());
@@ -70,6 +73,8 @@ int main(void) {
     tell("file", mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, file, 0));
     tell("beyond", mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, file, 1 << 30));
     tell("shared", fresh(PAGE, MAP_SHARED));
+    // Whose memory breaks hears of it, by a signal that must not be ignored.
+    signal(SIGBUS, go_on);
     char *poison = strcpy(fresh(PAGE, MAP_PRIVATE), "poison");
     if (!madvise(poison, PAGE, MADV_HWPOISON)) tell("poisoned", poison);
     char *guard = fresh(PAGE, MAP_PRIVATE);

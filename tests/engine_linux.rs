@@ -2,6 +2,8 @@
 
 #[path = "engine_linux/names.rs"]
 mod names;
+#[path = "engine_linux/pages.rs"]
+mod pages;
 mod support;
 
 use indexmap::IndexSet;

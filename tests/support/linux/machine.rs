@@ -131,6 +131,7 @@ pub const FACTS: &[Structure] = &[
     ("nsproxy", &[("mnt_ns", 0x18), ("net_ns", 0x28)]),
     ("mnt_namespace", &[("ns.inum", 0x10)]),
     ("net", &[("ns.inum", 0x80)]),
+    ("swap_info_struct", &[("swap_file", 0x38)]),
     ("syscall_metadata", &[("name", 0x0), ("nb_args", 0xc), ("types", 0x10), ("args", 0x18)]),
 ];
 
@@ -237,6 +238,12 @@ pub fn symbols(text: Va, form: Form) -> Vec<(String, Va)> {
         ("ns_dname", text + 0xe340),
         ("dmabuffs_dname", text + 0xe350),
         ("pidfs_dname", text + 0xe360),
+        ("migrate_pages", text + 0xe400),
+        ("memory_failure", text + 0xe410),
+        ("make_device_exclusive", text + 0xe420),
+        ("handle_userfault", text + 0xe430),
+        ("nr_swapfiles", at(Machine::SWAP_FILES)),
+        ("swap_info", at(Machine::SWAP_FILES) + 8),
         ("modules", at(Machine::MODULES)),
         ("module_kset", at(Machine::MODULE_SET)),
         ("mod_tree", at(Machine::MODULE_TREE)),
@@ -257,6 +264,8 @@ impl Machine {
     pub const MODULES: Va = Va(VARIABLES.0 + 0x20);
     pub const MODULE_SET: Va = Va(VARIABLES.0 + 0x28);
     pub const MODULE_TREE: Va = Va(VARIABLES.0 + 0x30);
+    /// How many swap files there are, and where pointers to them are.
+    pub const SWAP_FILES: Va = Va(VARIABLES.0 + 0x60);
     /// The lock of the lists of tasks.
     pub const TASK_LIST_LOCK: Va = Va(VARIABLES.0 + 0x80);
     /// What is traced of the only system call, and the function that serves it.
@@ -345,6 +354,7 @@ impl Machine {
             for (name, members) in FACTS {
                 writer.paths(name, members);
             }
+            writer.enumeration("pageflags", &["PG_locked", "PG_anon_exclusive"]);
             writer.finish()
         });
         if let Some(types) = &types {
@@ -657,14 +667,14 @@ impl Machine {
 
     /// Takes away the page that a process has its arguments in.
     pub fn page_out_arguments(&self, root: Pa) {
-        let mut table = root;
-        for &level in PageTableLevel::walk(self.options.levels) {
-            let entry = table + level.index(STACK) * 8;
-            if level == PageTableLevel::Pt {
-                return self.driver().poke64(entry.0, 0);
-            }
-            table = Pa(self.driver().peek64(entry.0) & 0x000f_ffff_ffff_f000);
-        }
+        self.set_entry(root, PageTableLevel::Pt, 0);
+    }
+
+    /// Writes the entry of a level that leads to the page that a process has its arguments in.
+    pub fn set_entry(&self, root: Pa, level: PageTableLevel, value: u64) {
+        let tables = Tables::under(self.driver(), &self.next_table, self.options.levels, root);
+        let entry = tables.entry(STACK, level).expect("a table of that level");
+        self.driver().poke64(entry.0, value);
     }
 
     /// Maps so many pages, one behind the other, where a process has its arguments.

@@ -185,13 +185,20 @@ impl<'a> Btf<'a> {
         self.type_of(id).map(|found| u64::from(found.size_or_type))
     }
 
-    /// Whether a type of this name is defined in terms of another one.
-    pub fn has_typedef(&self, name: &str) -> bool {
-        let is_it = |&at: &u32| {
-            let found = type_at(self.types, at as usize).filter(|found| found.kind() == KIND_TYPEDEF);
-            found.and_then(|found| string_at(self.strings, found.name as usize, LONGEST)) == Some(name.as_bytes())
+    /// Whether some enumeration has a value of this name.
+    pub fn has_enumerator(&self, name: &str) -> bool {
+        let is_it = |at: usize| {
+            let text = u32_at(self.types, at).and_then(|text| self.strings.get(text as usize..));
+            text.and_then(|text| text.strip_prefix(name.as_bytes())).is_some_and(|rest| rest.first() == Some(&0))
         };
-        self.positions.iter().any(is_it)
+        self.positions.iter().filter_map(|&at| type_at(self.types, at as usize)).any(|found| {
+            let bytes = match found.kind() {
+                KIND_ENUM => 8,
+                KIND_ENUM64 => 12,
+                _ => return false,
+            };
+            (0..found.count()).any(|nth| is_it(found.rest + nth * bytes))
+        })
     }
 
     /// A member by its path (`"se.cfs_rq"`). Members of anonymous structures are found by their own name; in an array

@@ -8,7 +8,7 @@
 
 use super::{
     kernel::Kernel,
-    layout::{Layout, Maps},
+    layout::{Layout, Maps, SwapForm},
 };
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
@@ -45,6 +45,8 @@ const VM_DEVICE: u64 = 0x4400;
 /// What an entry of a type that is no swap file's stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Special {
+    /// `SWP_SWAPIN_ERROR`: it could not be read back.
+    Lost,
     /// `SWP_PTE_MARKER`: no page, but something to remember of it.
     Marker,
     /// `SWP_DEVICE_…`: in the memory of a device.
@@ -62,34 +64,30 @@ enum Special {
 pub(super) struct SwapTypes(Option<Vec<Special>>);
 
 impl SwapTypes {
-    /// What a kernel has by what it was built with: each kind has functions of its own. Markers, and a third type of
-    /// migration, came together in 5.19.
+    /// What a kernel has by its form and by what it was built with: each kind has functions of its own.
     pub(super) fn new(symbols: &SymbolTable, layout: &Layout) -> Self {
         let has = |name: &str| symbols.lookup(name).is_some();
-        let Some(has_markers) = layout.pte_markers else { return Self(None) };
-        // Up to 6.1 markers could be left out together with userfaultfd.
-        if has_markers && !has("handle_userfault") {
-            return Self(None);
-        }
+        let Some(form) = layout.swap_form else { return Self(None) };
         let (private, exclusive) = if has("make_device_exclusive") {
             (2, 1)
         } else if has("make_device_exclusive_range") {
             (2, 2)
-        } else if !has_markers && has("migrate_vma_setup") {
+        } else if form == SwapForm::Plain && has("migrate_vma_setup") {
             (2, 0)
         } else {
             (0, 0)
         };
-        let migration = match has("migrate_pages") {
-            true if has_markers => 3,
-            true => 2,
-            false => 0,
+        let (errors, markers, moving) = match form {
+            SwapForm::Plain => (0, 0, 2),
+            SwapForm::Errors => (1, usize::from(has("handle_userfault")), 3),
+            SwapForm::Markers => (0, 1, 3),
         };
         let kinds = [
-            (Special::Marker, usize::from(has_markers)),
+            (Special::Lost, errors),
+            (Special::Marker, markers),
             (Special::DeviceExclusive, exclusive),
             (Special::DevicePrivate, private),
-            (Special::Migration, migration),
+            (Special::Migration, if has("migrate_pages") { moving } else { 0 }),
             (Special::Poisoned, usize::from(has("memory_failure"))),
         ];
         Self(Some(kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count)).collect()))
@@ -184,6 +182,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             Some(Special::Marker) if offset & MARKER_GUARD != 0 => {
                 never("it is a guard page (MADV_GUARD_INSTALL): there is no page", SEGMENTATION)
             }
+            Some(Special::Lost) => never("its contents are lost: it could not be read back from swap", BUS),
             Some(Special::Marker) if offset & MARKER_LOST != 0 => {
                 never("its contents are lost: it could not be read back from swap, or its process has poisoned it", BUS)
             }

@@ -81,9 +81,9 @@ impl<'a> Facts<'a> {
         self.btf.as_ref()?.size_of(structure)
     }
 
-    /// Whether the kernel has a type of this name, where its own type information tells.
-    pub(super) fn has_typedef(&self, name: &str) -> Option<bool> {
-        self.btf.as_ref().map(|btf| btf.has_typedef(name))
+    /// Whether the kernel has an enumerator of this name, where its own type information tells.
+    pub(super) fn has_enumerator(&self, name: &str) -> Option<bool> {
+        self.btf.as_ref().map(|btf| btf.has_enumerator(name))
     }
 
     /// The size of a member in bytes, where it is known.

@@ -42,6 +42,30 @@ impl MapleNode {
     }
 }
 
+/// Which types of swap entries there are beside swap files (`include/linux/swap.h`): numbers without a trace, but what came
+/// with them has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum SwapForm {
+    /// Up to 5.18: two for pages that move.
+    Plain,
+    /// From 5.19 to 6.1, where a page's flag `PG_anon_exclusive` is known: three of them, markers where userfaultfd is built
+    /// in, and one for errors.
+    Errors,
+    /// From 6.2 on, where regions with a file may have a name of their own: errors are markers.
+    Markers,
+}
+
+impl SwapForm {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        let given_name = facts.at("vm_area_struct", "anon_name");
+        Some(match facts.has_enumerator("PG_anon_exclusive")? {
+            false => Self::Plain,
+            true if given_name.is_some() && given_name == facts.at("vm_area_struct", "shared") => Self::Errors,
+            true => Self::Markers,
+        })
+    }
+}
+
 impl Maps {
     pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
         let list = || {

@@ -12,7 +12,7 @@ mod modules;
 pub(super) use self::{
     facts::Facts,
     files::Paths,
-    memory::{MapleNode, Maps, RegionIndex},
+    memory::{MapleNode, Maps, RegionIndex, SwapForm},
 };
 use self::{
     files::{Files, Folders, Sockets, UnixName},
@@ -263,8 +263,8 @@ pub(super) struct Layout {
     pub(super) namespaces: Option<Namespaces>,
     pub(super) system_calls: Option<SystemCalls>,
     pub(super) clock: Option<Clock>,
-    /// Whether entries of pages that are not there may be markers, from 5.19 on; `None` without type information.
-    pub(super) pte_markers: Option<bool>,
+    /// `None` without type information.
+    pub(super) swap_form: Option<SwapForm>,
     /// `swap_info_struct.swap_file`.
     pub(super) swap_file: Option<u64>,
 }
@@ -310,7 +310,7 @@ impl Layout {
             namespaces: Namespaces::new(facts),
             system_calls: SystemCalls::new(facts),
             clock: Clock::new(facts),
-            pte_markers: facts.has_typedef("pte_marker"),
+            swap_form: SwapForm::new(facts),
             swap_file: facts.at("swap_info_struct", "swap_file"),
         })
     }
