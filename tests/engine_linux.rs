@@ -2,6 +2,10 @@
 
 #[path = "engine_linux/hostile.rs"]
 mod hostile;
+#[path = "engine_linux/names.rs"]
+mod names;
+#[path = "engine_linux/pages.rs"]
+mod pages;
 mod support;
 
 use indexmap::IndexSet;

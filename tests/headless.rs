@@ -373,6 +373,7 @@ fn fault() -> Fault {
         age_ns: 0,
         vcpu: None,
         note: String::new(),
+        missing: None,
     }
 }
 
@@ -482,7 +483,7 @@ fn a_process_of_the_kernels_has_no_command_line_and_the_kernels_modules() {
     };
     let text = said("out.txt");
     assert!(text.contains("command line    none: it runs in the kernel"), "{text}");
-    assert!(text.contains("S-1-5-18 SYSTEM") && !text.contains("not in memory"), "{text}");
+    assert!(text.contains("S-1-5-18 SYSTEM") && !text.contains("not mapped"), "{text}");
     let json: Value = serde_json::from_str(&said("out.json")).unwrap();
     let detail = &json["detail"]["process"];
     assert_eq!((&detail["command_line"], &detail["modules"][0]["name"]), (&"".into(), &"ntoskrnl.exe".into()));

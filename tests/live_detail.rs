@@ -15,7 +15,7 @@ use vmscope::engine::{
     command::{Command, Target},
     os::VmiOs,
     session::VmiProber,
-    snapshot::{ProcessDetail, Scope},
+    snapshot::{ProcessDetail, Scope, clean},
     worker::StartOptions,
 };
 
@@ -60,6 +60,7 @@ fn credentials_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
     }
 }
 
+/// `/proc/PID/maps` splits in six; the last part is a name, which may have blanks in it.
 fn regions_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
     let theirs = guest.sh(&format!("cat /proc/{pid}/maps"));
     let theirs: Vec<(String, String)> = theirs
@@ -67,10 +68,15 @@ fn regions_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
         // The page of old system calls belongs to no process.
         .filter(|line| !line.ends_with("[vsyscall]"))
         .map(|line| {
-            let mut words = line.split_whitespace();
-            let range = words.next().expect("a range");
-            let protection = words.next().expect("a protection");
-            (format!("{range} {protection}"), words.nth(3).unwrap_or_default().to_owned())
+            let mut rest = line;
+            let mut word = || {
+                let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+                rest = behind.trim_start_matches(' ');
+                word.to_owned()
+            };
+            let (range, protection) = (word(), word());
+            (0..3).for_each(|_| drop(word()));
+            (format!("{range} {protection}"), clean(rest, usize::MAX))
         })
         .collect();
     let ours: Vec<(String, String)> = detail
@@ -84,13 +90,19 @@ fn regions_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
     assert_eq!(ours, theirs);
 }
 
+/// The links of a folder of `/proc/PID` by name, as they are.
+fn links(guest: &mut Guest, folder: &str, names: &str) -> Vec<(String, String)> {
+    let command =
+        format!("cd {folder} && for f in {names}; do printf '%s ' $f; readlink -n $f; printf '\\0'; done; cd /");
+    let text = guest.sh(&command);
+    let pairs = text.split_terminator('\0').map(|link| link.split_once(' ').expect("a link"));
+    pairs.map(|(name, link)| (name.to_owned(), clean(link, usize::MAX))).collect()
+}
+
 fn files_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
-    let theirs = guest.sh(&format!("cd /proc/{pid}/fd && for f in *; do echo $f $(readlink $f); done; cd /"));
-    let mut theirs: Vec<(u64, String)> = theirs
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(number, name)| (number.parse().expect("a number"), name.to_owned()))
-        .collect();
+    let theirs = links(guest, &format!("/proc/{pid}/fd"), "*");
+    let mut theirs: Vec<(u64, String)> =
+        theirs.into_iter().map(|(number, name)| (number.parse().expect("a number"), name)).collect();
     theirs.sort();
     // What a socket is connected to stands behind the name that `/proc` has for it.
     let name = |text: &str| match text.strip_prefix("socket:") {
@@ -99,6 +111,52 @@ fn files_agree(guest: &mut Guest, detail: &ProcessDetail, pid: i32) {
     };
     let ours: Vec<_> = detail.handles.iter().map(|(number, text)| (*number, name(text))).collect();
     assert_eq!(ours, theirs);
+    let theirs = links(guest, &format!("/proc/{pid}"), "exe cwd root");
+    let ours = [("exe", &detail.executable), ("cwd", &detail.working_directory), ("root", &detail.root_directory)];
+    assert_eq!(ours.map(|(name, link)| (name.to_owned(), link.clone().expect("a link"))).to_vec(), theirs);
+    let theirs = guest.sh(&format!("cat /proc/{pid}/cmdline"));
+    let theirs = theirs.strip_suffix('\0').unwrap_or(&theirs).replace('\0', " ");
+    assert_eq!(detail.command_line, Some(clean(&theirs, usize::MAX)));
+}
+
+/// A file of every kind that the kernel names by a rule of its own: what is shown is what the guest says itself.
+fn names_agree(guest: &mut Guest, eyes: &Eyes) {
+    // Where the kernel's package had none, it is an empty file.
+    guest.run("insmod /overlay.ko");
+    let job = guest.start("names 2>/tmp/missing");
+    let pids: Vec<i32> = job.ready.split(' ').skip(1).map(|pid| pid.parse().expect("a number")).collect();
+    assert_eq!(pids.len(), 4, "{}", job.ready);
+    for &pid in &pids {
+        let detail = detail_of(eyes, pid);
+        regions_agree(guest, &detail, pid);
+        files_agree(guest, &detail, pid);
+    }
+    // What was compared is what was meant.
+    let detail = detail_of(eyes, pids[0]);
+    assert_eq!(detail.executable.as_deref(), Some("/memfd:names: run from memory (deleted)"));
+    assert!(detail.modules.iter().any(|module| Some(&module.name) == detail.executable.as_ref()));
+    let missing = guest.sh("cat /tmp/missing");
+    for (kind, name) in [
+        ("", "/tmp/n/new\\012line\\012 and␉tab ä \u{fffd}"),
+        ("", "/tmp/n/deleted (deleted)"),
+        ("", "/memfd: (deleted)"),
+        ("", "/dev/zero (deleted)"),
+        ("", "/SYSV00001234 (deleted)"),
+        ("", "/tmp/n/b/bound"),
+        ("", "/left"),
+        ("overlay", "/tmp/n/over/lower"),
+        ("huge pages", "/anon_hugepage (deleted)"),
+        ("aio", "/[aio] (deleted)"),
+        ("io_uring", "anon_inode:[io_uring]"),
+        ("memfd_secret", "/secretmem (deleted)"),
+        ("udmabuf", "/dmabuf:a name"),
+        ("name of memory", "[anon:a name of its own]"),
+        ("name of shared memory", "[anon_shmem:shared by name]"),
+    ] {
+        let is_there = kind.is_empty() || !missing.contains(&format!("no {kind}:"));
+        assert_eq!(detail.regions.iter().any(|region| region.name == name), is_there, "{name}; {missing}");
+    }
+    guest.end(job);
 }
 
 /// The kernel's clock ticks in seconds, and stands still while all is idle.
@@ -145,6 +203,8 @@ fn details_agree(kernel: &'static str, cpu: &'static str) {
     let socket = detail.handles.iter().find(|(_, text)| text.starts_with("socket:")).expect("it listens");
     assert!(socket.1.contains(" tcp ") && socket.1.ends_with(":7777 listening"), "{socket:?}");
     credentials_agree(&mut guest, &detail, net.pid);
+
+    names_agree(&mut guest, &eyes);
 
     // The kernel's own threads: no command line, no regions, the kernel's modules.
     let kthreadd = detail_of(&eyes, 2);

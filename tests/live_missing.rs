@@ -4,12 +4,12 @@ mod live;
 
 use live::{
     dashboard::Dashboard,
-    guest::{Guest, Job, Options},
+    guest::{Guest, Job, Options, wider_kernels},
 };
 use vmscope::engine::{
     addr::Va,
-    command::{Command, Done, Target},
-    snapshot::{Capability, Fault, FaultId, FaultState, Scope, Snapshot, Status},
+    command::{Command, Done, Subject, Target},
+    snapshot::{Capability, Detail, Fault, FaultId, FaultState, Scope, Snapshot, Status},
     worker::StartOptions,
 };
 
@@ -147,6 +147,128 @@ fn pages_come_in(options: Options) {
     guest.end(asleep);
     let log = guest.sh("dmesg");
     assert!(!log.contains("segfault") && !log.contains("BUG:") && !log.contains("Oops"), "{log}");
+}
+
+/// What `/proc/PID/pagemap` has of an address: the frame of a page that is there for the kernel, whatever the processor
+/// makes of its entry.
+fn frame_of(guest: &mut Guest, pid: i32, address: u64) -> Option<u64> {
+    let text = guest.sh(&format!(
+        "dd if=/proc/{pid}/pagemap bs=8 skip={} count=1 2>/dev/null | hexdump -ve '2/4 \"%08x \"'",
+        address >> 12
+    ));
+    let word = |word: &str| u64::from_str_radix(word, 16).expect("a number");
+    let (low, high) = text.trim().split_once(' ').expect("two words");
+    let entry = word(high) << 32 | word(low);
+    (entry >> 63 != 0).then_some(entry & ((1 << 55) - 1))
+}
+
+/// A page of every kind that looks missing: what is told of it at once, and what becomes of it when it is asked for.
+fn pages_are_told_apart(kernel: &'static str) {
+    let Some(mut guest) = Guest::boot(&Options { kernel, plain: true, ..Options::default() }) else { return };
+    let has_swap = guest.run("insmod /brd.ko rd_nr=1 rd_size=16384 && mkswap /dev/ram0 && swapon /dev/ram0").1 == 0;
+    // A guest with so little memory has none by itself.
+    let has_huge_pages = guest.run("echo madvise >/sys/kernel/mm/transparent_hugepage/enabled").1 == 0;
+    let job = guest.start("pages 2>/dev/null");
+    let mut kinds: Vec<(String, u64)> = Vec::new();
+    loop {
+        let line = guest.listen(&job);
+        let Some((name, address)) = line.split_once(' ') else { break };
+        kinds.push((name.to_owned(), u64::from_str_radix(address, 16).expect("an address")));
+    }
+    let address_of = |kind: &str| kinds.iter().find(|(name, _)| name == kind).map(|(_, address)| *address);
+    let dashboard = open(&guest);
+    // Kind, what is said of it, whether a page fault brings it in, what its bytes are if they are there all the same.
+    let mut told = 0;
+    for (kind, what, comes, bytes) in [
+        ("untouched", "never touched", true, None),
+        ("nothing", "no memory region", false, None),
+        ("none", "no access (PROT_NONE), but the page is there", false, Some("none")),
+        ("none-untouched", "no access (PROT_NONE), and there is no page", false, None),
+        ("huge-none", "no access (PROT_NONE), but the huge page is there", false, Some("")),
+        ("file", "a page of /bin/pages", true, None),
+        ("beyond", "a page of /bin/pages", true, None),
+        ("shared", "a page of /dev/zero (deleted)", true, None),
+        ("poisoned", "hwpoison", false, None),
+        ("guard", "guard page", false, None),
+        ("served", "userfaultfd", false, None),
+        ("marked", "userfaultfd has it write-protected", true, None),
+        ("faulty", "lost", false, None),
+        ("out", "swapped out to /dev/ram0, page 0x", true, None),
+    ] {
+        let Some(address) = address_of(kind).filter(|_| kind != "huge-none" || has_huge_pages) else { continue };
+        told += 1;
+        let target = Target::parse(&format!("{address:#x}@{}", job.pid)).expect("a place");
+        let (id, said) = match dashboard.ask(Command::RequestPage { target }) {
+            Ok(Done::Fault(id, said)) => (id, said),
+            answer => panic!("{kind}: {answer:?}"),
+        };
+        let advice = if comes { "inject it" } else { "no page fault brings it in" };
+        // A page that its process serves itself has words of its own.
+        assert!(said.contains(what) && (said.contains(advice) || kind == "served"), "{kind}: {said}");
+        dashboard.ask(Command::Inspect(Some(Subject::Fault(id)))).expect("a look");
+        dashboard.ask(Command::Refresh).expect("a refresh");
+        let snapshot = dashboard.engine.snapshot.load_full();
+        let Some(Detail::Fault(fault)) = snapshot.detail.as_deref() else { panic!("{kind}: {:?}", snapshot.detail) };
+        let missing = fault.missing.clone().unwrap_or_else(|| panic!("{kind}: {fault:?}"));
+        assert!(missing.what.contains(what) && missing.comes_by_fault == comes, "{kind}: {missing:?}");
+        if let Some(bytes) = bytes {
+            let frame = frame_of(&mut guest, job.pid, address).expect("a page");
+            assert_eq!(missing.pa.map(|pa| pa.0), Some(frame << 12), "{kind}");
+            let va = missing.readable_at.expect("the kernel's own map");
+            dashboard.ask(Command::Inspect(Some(Subject::Memory { pid: None, va, length: 16 }))).expect("a look");
+            dashboard.ask(Command::Refresh).expect("a refresh");
+            let snapshot = dashboard.engine.snapshot.load_full();
+            let Some(Detail::Memory(memory)) = snapshot.detail.as_deref() else { panic!("{:?}", snapshot.detail) };
+            let there: Vec<u8> = memory.bytes.iter().map_while(|byte| *byte).take(bytes.len() + 1).collect();
+            assert_eq!(there, [bytes.as_bytes(), b"\0"].concat(), "{kind}");
+        }
+        let injected = dashboard.ask(Command::InjectFault(id));
+        if comes {
+            injected.unwrap_or_else(|error| panic!("{kind}: {error}"));
+            dashboard.ask(Command::ClearFault(id)).expect("it goes");
+        } else {
+            let error = injected.expect_err("nothing is injected");
+            assert!(error.contains(what), "{kind}: {error}");
+        }
+    }
+    assert!(told >= 8, "{kinds:?}");
+    assert_eq!(address_of("out").is_some(), has_swap, "{kinds:?}");
+    // What was swapped out is read back by one fault.
+    if let Some(address) = address_of("out") {
+        let id = ask_for(&dashboard, &job, address);
+        dashboard.ask(Command::InjectFault(id)).expect("an injection");
+        guest.tell(&job, "on your way");
+        dashboard.wait("the page", |s| row(s, id).is_some_and(|row| row.state == FaultState::Resolved));
+        assert!(frame_of(&mut guest, job.pid, address).is_some());
+    }
+    dashboard.close();
+    guest.end(job);
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn pages_are_told_apart_on_5_10() {
+    pages_are_told_apart("5.10");
+}
+
+#[test]
+fn pages_are_told_apart_on_6_1() {
+    pages_are_told_apart("6.1");
+}
+
+#[test]
+fn pages_are_told_apart_on_6_12() {
+    pages_are_told_apart("6.12");
+}
+
+#[test]
+fn pages_are_told_apart_on_7_3() {
+    pages_are_told_apart("7.3");
+}
+
+#[test]
+fn pages_are_told_apart_on_the_wider_kernels() {
+    wider_kernels().into_iter().for_each(pages_are_told_apart);
 }
 
 #[test]

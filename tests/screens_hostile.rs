@@ -95,6 +95,9 @@ fn process_detail(word: &str, number: u64) -> Detail {
     Detail::Process(ProcessDetail {
         process: Process { pid: 648, name: word.to_owned(), ..Process::default() },
         command_line: Some(word.to_owned()),
+        executable: Some(word.to_owned()),
+        working_directory: Some(word.to_owned()),
+        root_directory: Some(word.to_owned()),
         credentials: vec![(word.to_owned(), word.to_owned())],
         threads: vec![ThreadInfo { name: word.to_owned(), state: word.to_owned(), ..ThreadInfo::default() }],
         regions: vec![region],
@@ -131,6 +134,13 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
         before: code.clone(),
         code: code.clone(),
         walk: vec![walk],
+        missing: Some(MissingPage {
+            what: word.to_owned(),
+            pa: Some(Pa(number)),
+            readable_at: Some(Va(number)),
+            comes_by_fault: true,
+            advice: word.to_owned(),
+        }),
         ..MemoryDetail::default()
     };
     let breakpoint = Breakpoint { tag: word.to_owned(), ..fixture::breakpoints().swap_remove(0) };

@@ -110,7 +110,7 @@ fn pointers_are_followed_and_gone_back_from() {
     user.press("j");
     assert!(user.commands("enter").is_empty() && user.notice().contains("no address"), "{}", user.notice());
     let mut user = at("0x9000");
-    assert!(user.commands("enter").is_empty() && user.notice().contains("not in memory"));
+    assert!(user.commands("enter").is_empty() && user.notice().contains("not mapped"));
     let target = Target { place: "0x9000".into(), pid: None, started_ns: None };
     assert_eq!(user.commands("r"), [Command::RequestPage { target }]);
 }

@@ -70,6 +70,7 @@ pub fn snapshot() -> Snapshot {
         age_ns: 0,
         vcpu: None,
         note: String::new(),
+        missing: None,
     };
     use Capability as C;
     Snapshot {

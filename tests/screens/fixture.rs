@@ -165,6 +165,7 @@ pub fn faults() -> Vec<Fault> {
         age_ns: age_ms * 1_000_000,
         vcpu: (attempts > 0).then_some(VcpuId(1)),
         note: note.to_owned(),
+        missing: None,
     };
     vec![
         fault(1, FaultState::Pending, 0, 12, "process command line", "waits until lsass.exe runs in user mode"),
@@ -328,6 +329,9 @@ pub fn details() -> Vec<(&'static str, Subject, Detail)> {
     let process = ProcessDetail {
         process: lsass,
         command_line: Some(r"C:\Windows\system32\lsass.exe".to_owned()),
+        executable: None,
+        working_directory: None,
+        root_directory: None,
         credentials: vec![
             ("user".to_owned(), r"NT AUTHORITY\SYSTEM".to_owned()),
             ("token".to_owned(), "ffffc10a`2b34d060".to_owned()),
@@ -396,6 +400,7 @@ pub fn memory(mode: MemoryMode) -> (Popup, Detail) {
             .collect(),
         before: Vec::new(),
         walk: walk(true),
+        missing: None,
     };
     let found = Found {
         text: "94 b9".to_owned(),

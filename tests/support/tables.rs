@@ -46,6 +46,11 @@ impl<'a> Tables<'a> {
         Self { driver, next, levels, root }
     }
 
+    /// An address space that is there.
+    pub fn under(driver: &'a FlatDriver, next: &'a Cell<u64>, levels: u8, root: Pa) -> Self {
+        Self { driver, next, levels, root }
+    }
+
     fn table(driver: &FlatDriver, next: &Cell<u64>) -> Pa {
         let pa = next.get() * 0x1000;
         next.set(next.get() + 1);

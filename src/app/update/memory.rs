@@ -239,7 +239,7 @@ fn pointed(view: &MemoryView, held: Option<&MemoryDetail>) -> Result<Va, &'stati
         return line.and_then(|line| line.target).ok_or("follow: this instruction names no address");
     }
     match memory::word(held, view.cursor) {
-        None => Err("follow: the word under the cursor is not in memory"),
+        None => Err("follow: the word under the cursor is not mapped"),
         Some(0) => Err("follow: the word under the cursor is zero"),
         // Bits 63 to 56 are alike in every address, with 4 levels and with 5.
         Some(word) if !matches!(word >> 56, 0 | 0xff) => Err("follow: the word under the cursor is no address"),

@@ -313,11 +313,11 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
             .ok_or_else(|| VmiError::Invalid(format!("there is no fault {id}: it has been cleared")))
     }
 
-    /// Asks once more, whatever became of the page before, with a fresh count of attempts.
+    /// Asks once more, whatever became of the page before, with a fresh count of attempts. Answers which one it is.
     ///
     /// # Errors
     /// A sentence for the user: there is no such row, or a page fault is on its way.
-    pub fn retry(&mut self, id: FaultId, now_ns: u64) -> Result<(), VmiError> {
+    pub fn retry(&mut self, id: FaultId, now_ns: u64) -> Result<AddressContext, VmiError> {
         let record = self.row(id)?;
         if record.state() == FaultState::Injected {
             return Err(VmiError::Invalid(format!(
@@ -332,8 +332,9 @@ impl<Delivery: Delivers> FaultLoop<Delivery> {
             )));
         }
         record.restart(record.ctx.va, now_ns);
+        let ctx = record.ctx;
         self.set(id, Why::Waiting, now_ns);
-        Ok(())
+        Ok(ctx)
     }
 
     /// Never asks for the page again, until [`FaultLoop::retry`].

@@ -185,6 +185,7 @@ impl Record {
             age_ns: until.saturating_sub(self.asked_ns),
             vcpu: self.vcpu,
             note: self.note(injects),
+            missing: None,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What the user asks, applied between events. Errors are sentences: what was tried, on what, why it failed.
 
 use super::{
-    Monitor, Platform, Purpose, Watcher, now,
+    Monitor, Platform, Purpose, Watcher,
+    detail::missing_of,
+    now,
     owners::needs_process,
     resolve::resolve,
     rows::{BreakpointRow, TableRow},
@@ -13,7 +15,7 @@ use crate::engine::{
     error::VmiError,
     os::VmiOs,
     session::VmiSession,
-    snapshot::{BreakpointId, BreakpointState, FaultId, Process, Scope, TableId},
+    snapshot::{BreakpointId, BreakpointState, FaultId, MissingPage, Process, Scope, TableId},
 };
 
 impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
@@ -34,7 +36,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 let result = self.faults.suppress(id, now(vmi));
                 Self::said(result, "the page is given up: it will not be asked for again")
             }
-            Command::RetryFault(id) => Self::said(self.faults.retry(id, now(vmi)), "the page is asked for again"),
+            Command::RetryFault(id) => self.retry_fault(vmi, id),
             Command::ClearFault(id) => Self::said(self.faults.clear(id), "the page is forgotten"),
             Command::Pause => {
                 let answer = self.pause(vmi.core());
@@ -362,10 +364,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             self.own_pages(ctx, process);
         }
         self.follow_faults(vmi);
-        Ok(Done::Fault(
-            id,
-            format!("{target} is asked for and waited for; inject its page fault to have it brought in"),
-        ))
+        Ok(Done::Fault(id, asked(&format!("{target} is asked for and waited for"), missing_of(vmi, ctx))))
+    }
+
+    fn retry_fault(&mut self, vmi: VmiSession<'_, D, Os>, id: FaultId) -> Answer {
+        let ctx = self.faults.retry(id, now(vmi)).map_err(|error| error.to_string())?;
+        Ok(Done::Said(asked("the page is asked for again", missing_of(vmi, ctx))))
     }
 
     fn inject(&mut self, vmi: VmiSession<'_, D, Os>, id: FaultId) -> Answer {
@@ -390,5 +394,16 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     pub(super) fn mapping(&self, ctx: AddressContext, view: View) -> Option<(Pa, u64)> {
         let state = self.ptm.state(ctx, view)?;
         Some((state.pa?, state.page_bytes))
+    }
+}
+
+/// What was done for a page, and what can be done now.
+fn asked(done: &str, missing: Option<MissingPage>) -> String {
+    match missing {
+        Some(missing) if missing.comes_by_fault => {
+            format!("{done}: {}; inject it to have that done now", missing.sentence())
+        }
+        Some(missing) => format!("{done}, but {}", missing.sentence()),
+        None => format!("{done}; inject its page fault to have it brought in"),
     }
 }

@@ -13,7 +13,10 @@ use crate::engine::{
     command::Subject,
     os::VmiOs,
     session::{VmiProber, VmiSession},
-    snapshot::{BreakpointDetail, BreakpointId, BreakpointState, CodeLine, Detail, MemoryDetail},
+    snapshot::{
+        BreakpointDetail, BreakpointId, BreakpointState, CodeLine, Detail, Fault, FaultState, MemoryDetail,
+        MissingPage, Table,
+    },
 };
 
 /// The longest stretch of memory that a popup shows.
@@ -36,14 +39,21 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
             Subject::Process(pid) => self.process_detail(vmi, pid),
             Subject::Breakpoint(id) => self.breakpoint_detail(vmi, id),
             Subject::Table(id) => match self.tables.get(&id) {
-                Some(row) => Ok(Detail::Table(row.shown(self.mapping(row.ctx, row.view)))),
+                Some(row) => {
+                    let missing = if row.ended.is_none() { missing_of(vmi, row.ctx) } else { None };
+                    Ok(Detail::Table(Table { missing, ..row.shown(self.mapping(row.ctx, row.view)) }))
+                }
                 None => Err("this address is not monitored any more".into()),
             },
             Subject::Fault(id) => {
                 let rows = self.faults.rows(vmi.driver().clock_ns(), |root| self.pid_of(root));
                 rows.into_iter()
                     .find(|row| row.id == id)
-                    .map(Detail::Fault)
+                    .map(|row| {
+                        let is_open = row.state != FaultState::Resolved;
+                        let ctx = AddressContext { va: row.address, root: row.root };
+                        Detail::Fault(Fault { missing: is_open.then(|| missing_of(vmi, ctx)).flatten(), ..row })
+                    })
                     .ok_or_else(|| "this page is not waited for any more".into())
             }
             Subject::Memory { pid, va, length } => self.memory_detail(vmi, pid, va, length),
@@ -106,12 +116,25 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         leading.reverse();
         let before = lead_up(&leading, va, MEMORY_LINES, &symbols);
         let walk = walk_of(vmi, AddressContext { va, root });
-        let mut memory = MemoryDetail { pid, root, va, changed: vec![None; bytes.len()], bytes, code, before, walk };
+        let missing = if bytes.first() == Some(&None) { missing_of(vmi, AddressContext { va, root }) } else { None };
+        let changed = vec![None; bytes.len()];
+        let mut memory = MemoryDetail { pid, root, va, changed, bytes, code, before, walk, missing };
         if let Some(Detail::Memory(old)) = self.detail.as_deref() {
             note_changes(&mut memory, old, now(vmi));
         }
         Ok(Detail::Memory(memory))
     }
+}
+
+/// What there is of a page that is not mapped, where the kernel's books can be read.
+pub(super) fn missing_of<D: Platform, Os: VmiOs<D>>(
+    vmi: VmiSession<'_, D, Os>,
+    ctx: AddressContext,
+) -> Option<MissingPage> {
+    vmi.underlying_os().missing_page(vmi, ctx).unwrap_or_else(|error| {
+        tracing::debug!(%error, "could not look up what there is of a missing page");
+        None
+    })
 }
 
 /// The bytes of a stretch of memory, page by page; a page that is not there gives none.

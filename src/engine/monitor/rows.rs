@@ -182,6 +182,7 @@ impl TableRow {
             last_change_ns: self.last_change_ns,
             ended: self.ended.clone(),
             walk: self.walk.clone(),
+            missing: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     driver::{RegistersOf, VmiRead},
     error::VmiError,
     session::{VmiProber, VmiSession, VmiState},
-    snapshot::{Process, ProcessDetail, ProcessKey},
+    snapshot::{MissingPage, Process, ProcessDetail, ProcessKey},
     symbols::SymbolTable,
 };
 
@@ -217,6 +217,19 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
         _vmi: VmiSession<'_, Driver, Self>,
         _page: AddressContext,
     ) -> Result<Option<String>, VmiError> {
+        Ok(None)
+    }
+
+    /// What there is of a page that an address space does not map, by the entry in its place and the kernel's books;
+    /// `None` where it is mapped, or where the layer does not tell.
+    ///
+    /// # Errors
+    /// When its books cannot be read.
+    fn missing_page(
+        &self,
+        _vmi: VmiSession<'_, Driver, Self>,
+        _page: AddressContext,
+    ) -> Result<Option<MissingPage>, VmiError> {
         Ok(None)
     }
 

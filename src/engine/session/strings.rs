@@ -68,6 +68,21 @@ impl<Driver: VmiRead> VmiCore<Driver> {
         Ok(String::from_utf8_lossy(&self.read_string_bytes_limited(ctx, limit)?).into_owned())
     }
 
+    /// The same with an ellipsis where it was cut: for people. The byte behind the limit tells; one that cannot be read is
+    /// no end.
+    ///
+    /// # Errors
+    /// As [`VmiCore::read`].
+    pub fn read_string_marked(&self, ctx: impl Into<AccessContext>, limit: usize) -> Result<String, VmiError> {
+        let ctx = ctx.into();
+        let bytes = self.read_string_bytes_limited(ctx, limit)?;
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        if bytes.len() == limit && !matches!(self.read_u8(ctx.offset(limit as u64)), Ok(0)) {
+            text.push('…');
+        }
+        Ok(text)
+    }
+
     /// The units of a zero-terminated UTF-16 string, cut at the limit of [`VmiCore::read_string_length_limit`].
     ///
     /// # Errors

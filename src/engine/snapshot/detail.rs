@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Breakpoint, Fault, Pa, Process, Table, Va, WalkEntry};
+use super::{Breakpoint, Fault, MissingPage, Pa, Process, Table, Va, WalkEntry};
 
 /// What a popup shows; which one it is follows the last `Inspect` command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,6 +29,12 @@ pub struct ProcessDetail {
     pub process: Process,
     /// Command line; `None` while its pages are missing (see [`ProcessDetail::missing`]).
     pub command_line: Option<String>,
+    /// The file of the program that it runs; `None` where it has none or the OS layer does not tell.
+    pub executable: Option<String>,
+    /// Where its relative paths begin.
+    pub working_directory: Option<String>,
+    /// What it takes for the root of all paths.
+    pub root_directory: Option<String>,
     /// Credentials by name ("uid", "gid", "euid", "token" …).
     pub credentials: Vec<(String, String)>,
     /// Threads: id, name or state, instruction pointer where known.
@@ -41,7 +47,7 @@ pub struct ProcessDetail {
     pub handles: Vec<(u64, String)>,
     /// Pages that were needed and are not there.
     pub missing: Vec<Va>,
-    /// Lists that a bound cut short, by name.
+    /// What a bound cut short, by name: lists, the command line.
     pub truncated: Vec<&'static str>,
     /// Parts that this OS layer does not read, with the reason.
     pub unavailable: Vec<String>,
@@ -136,6 +142,9 @@ pub struct MemoryDetail {
     pub before: Vec<CodeLine>,
     /// The walk of the first address.
     pub walk: Vec<WalkEntry>,
+    /// What there is of the first address's page while it is not mapped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<MissingPage>,
 }
 
 /// How far a search of memory is.

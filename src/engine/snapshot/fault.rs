@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{FaultId, Pa, Va, VcpuId};
+use super::{FaultId, MissingPage, Pa, Va, VcpuId};
 
 /// Where a missing page is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -41,4 +41,7 @@ pub struct Fault {
     pub vcpu: Option<VcpuId>,
     /// A sentence on the state: why it waits, who refused it.
     pub note: String,
+    /// What there is of the page while it is not mapped; read for the open popup only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<MissingPage>,
 }

@@ -17,6 +17,7 @@ mod event;
 mod fault;
 mod id;
 mod machine;
+mod missing;
 mod part;
 mod process;
 mod run;
@@ -34,6 +35,7 @@ pub use self::{
     fault::{Fault, FaultState},
     id::{BreakpointId, FaultId, TableId},
     machine::{Capability, Guest, Unavailable, Vcpu},
+    missing::MissingPage,
     part::Part,
     process::{Process, ProcessFlag, ProcessKey},
     run::{Run, RunState, StoppedBy, WayOn},

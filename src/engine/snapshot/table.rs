@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{Pa, TableId, Va, View};
+use super::{MissingPage, Pa, TableId, Va, View};
 
 /// One monitored address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,6 +35,9 @@ pub struct Table {
     pub ended: Option<String>,
     /// The walk as it is now, top level first.
     pub walk: Vec<WalkEntry>,
+    /// What there is of the page while it is not mapped; read for the open popup only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<MissingPage>,
 }
 
 /// One level of a page walk.

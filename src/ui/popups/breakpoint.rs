@@ -61,7 +61,7 @@ pub(super) fn sheet(desk: &Desk<'_>, breakpoint: &Breakpoint, code: Option<&[Cod
         sheet.section("Code");
         if code.is_empty() {
             let is_over = breakpoint.state == BreakpointState::Ended;
-            let why = if is_over { "It went with its process." } else { "The page of this code is not in memory." };
+            let why = if is_over { "It went with its process." } else { "The page of this code is not mapped." };
             sheet.text(why, theme.missing);
         }
         code::lines(&mut sheet, desk, code);

@@ -5,7 +5,7 @@
 //! asked by        process command line, 12ms ago
 //! ```
 
-use super::{Desk, sheet::Sheet};
+use super::{Desk, sheet::Sheet, walk};
 use crate::{
     engine::snapshot::{Fault, FaultState},
     ui::{format, panes::fault_glyph, rows::fault_word},
@@ -21,6 +21,7 @@ pub(super) fn sheet(desk: &Desk<'_>, fault: &Fault) -> Sheet {
     if !fault.note.is_empty() {
         sheet.field("note", &fault.note, theme.symbol);
     }
+    walk::missing(&mut sheet, desk, fault.missing.as_ref());
     sheet.field("address", &address, theme.address);
     let owner = match fault.pid {
         Some(pid) => {

@@ -203,7 +203,7 @@ fn byte_row(pen: &mut Pen<'_>, line: Rect, shape: Shape, looks: &Looks<'_>, firs
         pen.text(Rect { width: spot.width.min(1), ..spot }, &letter, style);
     }
     if missing && shape.letters {
-        let words = if shape.per_row >= 16 { "not in memory" } else { "missing" };
+        let words = if shape.per_row >= 16 { "not mapped" } else { "missing" };
         pen.text(rest(line, shape.letter(0)), words, theme.missing);
     }
 }
@@ -212,7 +212,7 @@ fn code(pen: &mut Pen<'_>, body: Rect, snapshot: &Snapshot, ui: &UiState, view: 
     let rows = memory::code_rows(memory, view.top, memory::rows(ui));
     if rows.is_empty() {
         let text = match memory::byte(memory, view.top) {
-            Some(None) => "The page of these instructions is not in memory.",
+            Some(None) => "The page of these instructions is not mapped.",
             _ => "Reading it from the guest.",
         };
         return sentence(pen, body, text, pen.theme.missing);
@@ -278,7 +278,10 @@ fn walk_sheet(desk: &Desk<'_>, view: &MemoryView, memory: &MemoryDetail) -> Shee
     let words = format!("Page walk of {} under root {:x}", format::Address(view.cursor.0), memory.root.0);
     sheet.section(words);
     walk::levels(&mut sheet, desk, view.cursor, &memory.walk);
-    if memory::byte(memory, view.cursor) == Some(None) {
+    if memory.missing.is_some() {
+        sheet.gap();
+        walk::missing(&mut sheet, desk, memory.missing.as_ref());
+    } else if memory::byte(memory, view.cursor) == Some(None) {
         sheet.gap();
         sheet.text("The address is not mapped, or what it maps to is no memory.", desk.theme.missing);
     }
@@ -344,7 +347,10 @@ fn told(pen: &mut Pen<'_>, line: Rect, snapshot: &Snapshot, view: &MemoryView, h
             _ => memory::word(memory, view.cursor).map(Va),
         };
         if missing {
-            parts.push(Span::styled("   not in memory", on_bar(theme.missing)));
+            // What is known is that of the first page that is shown.
+            let same_page = memory.va.0 >> 12 == view.cursor.0 >> 12;
+            let known = memory.missing.as_ref().filter(|_| same_page).map_or("not mapped", |missing| &missing.what);
+            parts.push(Span::styled(format!("   {known}"), on_bar(theme.missing)));
         } else if let Some(pointed) = pointed {
             let words = if view.mode == MemoryMode::Code { "goes to" } else { "word" };
             parts.push(Span::styled(format!("   {words} "), on_bar(theme.muted)));

@@ -56,9 +56,17 @@ fn identity(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
         Some(line) if line.is_empty() => sheet.field("command line", "(none)", theme.muted),
         Some(line) => sheet.field("command line", line, theme.symbol),
         None if !detail.missing.is_empty() => {
-            sheet.field("command line", "its pages are not in memory", theme.missing);
+            sheet.field("command line", "its pages are not mapped", theme.missing);
         }
         None => sheet.field("command line", "not read", theme.muted),
+    }
+    let root = detail.root_directory.as_ref().filter(|root| *root != "/");
+    for (name, path) in
+        [("program", detail.executable.as_ref()), ("folder", detail.working_directory.as_ref()), ("root folder", root)]
+    {
+        if let Some(path) = path {
+            sheet.field(name, path, theme.symbol);
+        }
     }
     if !process.flags.is_empty() {
         let words: Vec<&str> = process.flags.iter().map(|&flag| flag_word(flag)).collect();
@@ -90,10 +98,13 @@ fn missing(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
         return;
     }
     let places: Vec<String> = detail.missing.iter().take(16).map(|va| format::Address(va.0).to_string()).collect();
-    let more = if detail.missing.len() > 16 { " and more" } else { "" };
+    let more = match detail.missing.len().saturating_sub(places.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     sheet.gap();
     let them = if places.len() == 1 { "it" } else { "them" };
-    let text = format!("Not in memory: {}{more}. The Faults pane can ask the guest for {them}.", places.join(", "));
+    let text = format!("Not mapped: {}{more}. The Faults pane can ask the guest for {them}.", places.join(", "));
     sheet.text(&text, desk.theme.missing);
 }
 
@@ -161,11 +172,14 @@ fn regions(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
 
 fn handles(sheet: &mut Sheet, desk: &Desk<'_>, detail: &ProcessDetail) {
     let theme = desk.theme;
-    if !heading(sheet, detail, "Handles", "handles", detail.handles.len()) {
+    // Linux counts its open files in decimal, as /proc/PID/fd does; Windows shows handles in hexadecimal.
+    let is_linux = desk.snapshot.guest.os == "linux";
+    let title = if is_linux { "Open files" } else { "Handles" };
+    if !heading(sheet, detail, title, "handles", detail.handles.len()) {
         return;
     }
     for (number, what) in &detail.handles {
-        let number = column_right(&format!("{number:x}"), 7, theme.number);
-        sheet.line(vec![number, Span::styled(what.clone(), theme.symbol)]);
+        let number = if is_linux { number.to_string() } else { format!("{number:x}") };
+        sheet.line(vec![column_right(&number, 7, theme.number), Span::styled(what.clone(), theme.symbol)]);
     }
 }

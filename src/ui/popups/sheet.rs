@@ -33,8 +33,12 @@ impl Sheet {
 
     /// Adds a line as it is.
     pub(super) fn line(&mut self, spans: Vec<Span<'static>>) {
-        if self.lines.len() < MOST {
-            self.lines.push(Line::from(spans));
+        match self.lines.len() {
+            MOST => self
+                .lines
+                .push(Line::from(Span::styled("… and more, which a file has (--screenshot x.json)", self.theme.muted))),
+            lines if lines < MOST => self.lines.push(Line::from(spans)),
+            _ => {}
         }
     }
 

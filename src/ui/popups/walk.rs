@@ -14,7 +14,7 @@ use super::{
     sheet::{Sheet, column, column_right},
 };
 use crate::{
-    engine::snapshot::{Table, Va, WalkEntry},
+    engine::snapshot::{MissingPage, Table, Va, WalkEntry},
     ui::format,
 };
 
@@ -74,6 +74,7 @@ pub(super) fn sheet(desk: &Desk<'_>, table: &Table) -> Sheet {
         None => format::count(table.changes),
     };
     sheet.field("changes", &changes, theme.number);
+    missing(&mut sheet, desk, table.missing.as_ref());
     sheet.gap();
     levels(&mut sheet, desk, table.address, &table.walk);
     sheet
@@ -157,6 +158,18 @@ pub(super) fn end(sheet: &mut Sheet, desk: &Desk<'_>, va: Va, walk: &[WalkEntry]
         let text = format!("physical {pa:x}, in a page of {}", format::size(page_bytes));
         sheet.field("maps to", &text, desk.theme.paged_in);
     }
+}
+
+/// Says what there is of a page that is not mapped, and what can be done.
+pub(super) fn missing(sheet: &mut Sheet, desk: &Desk<'_>, missing: Option<&MissingPage>) {
+    let Some(missing) = missing else { return };
+    sheet.field("page", &missing.what, desk.theme.missing);
+    if let Some(pa) = missing.pa {
+        let readable = missing.readable_at.map(|va| format!(", readable at {} of the kernel", format::Address(va.0)));
+        let text = format!("in memory at physical {:x}{}", pa.0, readable.unwrap_or_default());
+        sheet.field("bytes", &text, desk.theme.paged_in);
+    }
+    sheet.field("to do", &missing.advice, desk.theme.symbol);
 }
 
 /// The index into a level's table that an address selects: nine bits each, the PT's from bit 12.

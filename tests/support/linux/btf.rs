@@ -12,6 +12,7 @@ const INT: u32 = 1 << 24;
 const POINTER: u32 = 2 << 24;
 const ARRAY: u32 = 3 << 24;
 const STRUCT: u32 = 4 << 24;
+const ENUM: u32 = 6 << 24;
 const TYPEDEF: u32 = 8 << 24;
 /// The kind flag of a structure: the upper byte of a member's place is the width of a bit field.
 const FLAG: u32 = 1 << 31;
@@ -53,6 +54,12 @@ impl BtfWriter {
 
     pub fn alias(&mut self, name: &str, of: u32) -> u32 {
         self.add(name, TYPEDEF, of, &[])
+    }
+
+    /// An enumeration whose values are 0, 1, …
+    pub fn enumeration(&mut self, name: &str, values: &[&str]) -> u32 {
+        let words: Vec<u32> = (0..).zip(values).flat_map(|(value, name)| [self.string(name), value]).collect();
+        self.add(name, ENUM | values.len() as u32, 4, &words)
     }
 
     /// A structure of so many bytes. Members: name, type, place in bits.

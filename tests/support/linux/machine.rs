@@ -37,6 +37,7 @@ pub const FACTS: &[Structure] = &[
             ("signal", 0x270),
             ("worker_private", 0x280),
             ("nsproxy", 0x288),
+            ("fs", 0x2a0),
             ("seccomp.mode", 0x290),
         ],
     ),
@@ -47,6 +48,9 @@ pub const FACTS: &[Structure] = &[
             ("pgd", 0x48),
             ("arg_start", 0x100),
             ("arg_end", 0x108),
+            ("env_start", 0x130),
+            ("env_end", 0x138),
+            ("exe_file", 0x140),
             ("start_brk", 0x110),
             ("brk", 0x118),
             ("start_stack", 0x120),
@@ -61,7 +65,13 @@ pub const FACTS: &[Structure] = &[
     ("rq", &[("cfs_tasks", 0x20)]),
     ("maple_range_64", &[("pivot", 0x8), ("slot", 0x80)]),
     ("maple_arange_64", &[("pivot", 0x8), ("slot", 0x50)]),
-    ("vm_area_struct", &[("vm_start", 0x0), ("vm_end", 0x8), ("vm_flags", 0x20), ("vm_file", 0x30)]),
+    (
+        "vm_area_struct",
+        &[("vm_start", 0x0), ("vm_end", 0x8), ("vm_flags", 0x20), ("vm_file", 0x30), ("anon_name", 0x60)],
+    ),
+    ("anon_vma_name", &[("name", 0x4)]),
+    ("backing_file", &[("file", 0x0), ("user_path.mnt", 0xf0), ("user_path.dentry", 0xf8)]),
+    ("fs_struct", &[("root.mnt", 0x10), ("root.dentry", 0x18), ("pwd.mnt", 0x20), ("pwd.dentry", 0x28)]),
     ("file", &[("f_path.mnt", 0x10), ("f_path.dentry", 0x18), ("private_data", 0xc8)]),
     (
         "dentry",
@@ -72,12 +82,21 @@ pub const FACTS: &[Structure] = &[
             ("d_name.name", 0x28),
             ("d_inode", 0x30),
             ("d_sb", 0x38),
+            ("d_op", 0x60),
+            ("d_fsdata", 0x68),
         ],
     ),
-    ("inode", &[("i_ino", 0x40)]),
+    ("dentry_operations", &[("d_dname", 0x48)]),
+    ("dma_buf", &[("name", 0x50)]),
+    ("ns_common", &[("ops", 0x8)]),
+    ("proc_ns_operations", &[("name", 0x0)]),
+    ("inode", &[("i_ino", 0x40), ("i_private", 0x70)]),
     ("super_block", &[("s_type", 0x28)]),
     ("file_system_type", &[("name", 0x0)]),
-    ("mount", &[("mnt_parent", 0x10), ("mnt_mountpoint", 0x18), ("mnt.mnt_root", 0x20), ("mnt", 0x20)]),
+    (
+        "mount",
+        &[("mnt_parent", 0x10), ("mnt_mountpoint", 0x18), ("mnt.mnt_root", 0x20), ("mnt.mnt_sb", 0x28), ("mnt", 0x20)],
+    ),
     ("files_struct", &[("fdt", 0x20)]),
     ("fdtable", &[("max_fds", 0x0), ("fd", 0x8)]),
     (
@@ -112,6 +131,7 @@ pub const FACTS: &[Structure] = &[
     ("nsproxy", &[("mnt_ns", 0x18), ("net_ns", 0x28)]),
     ("mnt_namespace", &[("ns.inum", 0x10)]),
     ("net", &[("ns.inum", 0x80)]),
+    ("swap_info_struct", &[("swap_file", 0x38)]),
     ("syscall_metadata", &[("name", 0x0), ("nb_args", 0xc), ("types", 0x10), ("args", 0x18)]),
 ];
 
@@ -211,6 +231,19 @@ pub fn symbols(text: Va, form: Form) -> Vec<(String, Va)> {
         ("do_syscall_64", text + 0xe000),
         ("__x64_sys_openat", text + 0xe100),
         ("__ia32_compat_sys_openat", text + 0xe200),
+        ("simple_dname", text + 0xe300),
+        ("pipefs_dname", text + 0xe310),
+        ("sockfs_dname", text + 0xe320),
+        ("anon_inodefs_dname", text + 0xe330),
+        ("ns_dname", text + 0xe340),
+        ("dmabuffs_dname", text + 0xe350),
+        ("pidfs_dname", text + 0xe360),
+        ("migrate_pages", text + 0xe400),
+        ("memory_failure", text + 0xe410),
+        ("make_device_exclusive", text + 0xe420),
+        ("handle_userfault", text + 0xe430),
+        ("nr_swapfiles", at(Machine::SWAP_FILES)),
+        ("swap_info", at(Machine::SWAP_FILES) + 8),
         ("modules", at(Machine::MODULES)),
         ("module_kset", at(Machine::MODULE_SET)),
         ("mod_tree", at(Machine::MODULE_TREE)),
@@ -231,11 +264,18 @@ impl Machine {
     pub const MODULES: Va = Va(VARIABLES.0 + 0x20);
     pub const MODULE_SET: Va = Va(VARIABLES.0 + 0x28);
     pub const MODULE_TREE: Va = Va(VARIABLES.0 + 0x30);
+    /// How many swap files there are, and where pointers to them are.
+    pub const SWAP_FILES: Va = Va(VARIABLES.0 + 0x60);
     /// The lock of the lists of tasks.
     pub const TASK_LIST_LOCK: Va = Va(VARIABLES.0 + 0x80);
     /// What is traced of the only system call, and the function that serves it.
     pub const OPENAT_FACTS: Va = Va(VARIABLES.0 + 0x700);
     pub const OPENAT: Va = Va(TEXT.0 + 0xe100);
+
+    /// Where the image starts.
+    pub fn base(&self) -> Va {
+        TEXT
+    }
 
     /// A kernel that is up: the idle task and no process yet, two CPUs.
     pub fn new(options: Options) -> Self {
@@ -314,6 +354,7 @@ impl Machine {
             for (name, members) in FACTS {
                 writer.paths(name, members);
             }
+            writer.enumeration("pageflags", &["PG_locked", "PG_anon_exclusive"]);
             writer.finish()
         });
         if let Some(types) = &types {
@@ -424,7 +465,7 @@ impl Machine {
         self.direct + pa
     }
 
-    fn string(&self, text: &str) -> Va {
+    pub(super) fn string(&self, text: &str) -> Va {
         let at = self.alloc(text.len() as u64 + 1);
         self.poke(at, text.as_bytes());
         at
@@ -589,6 +630,7 @@ impl Machine {
         self.poke64(mount + offset("mount", "mnt_parent"), mount.0);
         self.poke64(mount + offset("mount", "mnt_mountpoint"), top.0);
         self.poke64(mount + offset("mount", "mnt.mnt_root"), top.0);
+        self.poke64(mount + offset("mount", "mnt.mnt_sb"), superblock.0);
         let file = self.alloc(0x100);
         self.poke64(file + offset("file", "f_path.mnt"), (mount + offset("mount", "mnt")).0);
         self.poke64(file + offset("file", "f_path.dentry"), dentry.0);
@@ -630,14 +672,22 @@ impl Machine {
 
     /// Takes away the page that a process has its arguments in.
     pub fn page_out_arguments(&self, root: Pa) {
-        let mut table = root;
-        for &level in PageTableLevel::walk(self.options.levels) {
-            let entry = table + level.index(STACK) * 8;
-            if level == PageTableLevel::Pt {
-                return self.driver().poke64(entry.0, 0);
-            }
-            table = Pa(self.driver().peek64(entry.0) & 0x000f_ffff_ffff_f000);
-        }
+        self.set_entry(root, PageTableLevel::Pt, 0);
+    }
+
+    /// Writes the entry of a level that leads to the page that a process has its arguments in.
+    pub fn set_entry(&self, root: Pa, level: PageTableLevel, value: u64) {
+        let tables = Tables::under(self.driver(), &self.next_table, self.options.levels, root);
+        let entry = tables.entry(STACK, level).expect("a table of that level");
+        self.driver().poke64(entry.0, value);
+    }
+
+    /// Maps so many pages, one behind the other, where a process has its arguments.
+    pub fn map_arguments(&self, root: Pa, pages: u64) -> Va {
+        let memory = Va(self.alloc((pages + 1) * 0x1000).0.next_multiple_of(0x1000));
+        let tables = Tables::under(self.driver(), &self.next_table, self.options.levels, root);
+        tables.map_range(STACK, Pa(self.pa(memory)), pages);
+        memory
     }
 
     /// Where processes have their arguments.

@@ -3,6 +3,7 @@
 //! own, so that nothing but the type information tells them. Start at [`Machine`].
 
 mod btf;
+mod files;
 mod kallsyms;
 mod machine;
 mod objects;

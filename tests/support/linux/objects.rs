@@ -84,16 +84,7 @@ impl Machine {
 
     /// An open socket: family, protocol, state; its ends as bytes and port; for Unix, its name.
     pub fn socket(&self, family: u16, (protocol, state): (u16, u8), ends: [(&[u8], u16); 2], name: &[u8]) -> Va {
-        let file = self.file(&["socket"]);
-        let dentry = Va(self.peek64(file + offset("file", "f_path.dentry")));
-        let superblock = Va(self.peek64(dentry + offset("dentry", "d_sb")));
-        let kind = Va(self.peek64(superblock + offset("super_block", "s_type")));
-        let (text, inode) = (self.alloc(16), self.alloc(0x80));
-        self.poke(text, b"sockfs\0");
-        self.poke64(kind + offset("file_system_type", "name"), text.0);
-        self.poke64(dentry + offset("dentry", "d_inode"), inode.0);
-        self.poke64(inode + offset("inode", "i_ino"), 4711);
-
+        let file = self.pseudo_file("", "sockfs", Some("sockfs_dname"));
         let (socket, sock) = (self.alloc(0x40), self.alloc(0x200));
         self.poke64(file + offset("file", "private_data"), socket.0);
         self.poke64(socket + offset("socket", "sk"), sock.0);

@@ -197,6 +197,22 @@ impl<'a> Btf<'a> {
         self.type_of(id).map(|found| u64::from(found.size_or_type))
     }
 
+    /// Whether some enumeration has a value of this name.
+    pub fn has_enumerator(&self, name: &str) -> bool {
+        let is_it = |at: usize| {
+            let text = u32_at(self.types, at).and_then(|text| self.strings.get(text as usize..));
+            text.and_then(|text| text.strip_prefix(name.as_bytes())).is_some_and(|rest| rest.first() == Some(&0))
+        };
+        self.positions.iter().filter_map(|&at| type_at(self.types, at as usize)).any(|found| {
+            let bytes = match found.kind() {
+                KIND_ENUM => 8,
+                KIND_ENUM64 => 12,
+                _ => return false,
+            };
+            (0..found.count()).any(|nth| is_it(found.rest + nth * bytes))
+        })
+    }
+
     /// A member by its path (`"se.cfs_rq"`). Members of anonymous structures are found by their own name; in an array
     /// the path goes on in the first element. `None` where it does not exist or is a bit field.
     pub fn member(&self, structure: &str, path: &str) -> Option<Member> {

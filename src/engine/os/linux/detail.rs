@@ -3,6 +3,7 @@
 
 use super::{kernel::Kernel, tasks::TaskRecord};
 use crate::engine::{
+    addr::Va,
     arch::amd64::Amd64,
     driver::VmiRead,
     error::VmiError,
@@ -13,7 +14,9 @@ use crate::engine::{
 /// Supplementary groups that are read.
 const MOST_GROUPS: u32 = 256;
 /// Bytes of a command line that are read.
-const MOST_ARGUMENTS: u64 = 4096;
+const MOST_ARGUMENTS: u64 = 32 << 10;
+/// Bytes of a command line that its process has made a title of: the kernel reads a page of it.
+const LONGEST_TITLE: u64 = 4096;
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// Everything that is read of a process. Only its own memory may be missing for good reason: those pages are asked
@@ -22,7 +25,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let gone = || VmiError::os(format!("process {} ({}) has ended", process.pid, process.name));
         let task = self.task(process.object).ok().filter(|task| task.tgid == process.pid).ok_or_else(gone)?;
         let mut detail = ProcessDetail { process: process.clone(), ..ProcessDetail::default() };
-        detail.command_line = self.command_line(&task, process, prober)?;
+        let (command_line, is_cut) = self.command_line(&task, process, prober)?.unzip();
+        detail.command_line = command_line;
+        detail.truncated.extend(is_cut.filter(|is_cut| *is_cut).map(|_| "command line"));
+        detail.executable = self.executable(&task);
+        (detail.working_directory, detail.root_directory) = self.folders(task.object).unzip();
         detail.credentials = self.credentials(&task);
         let mut part = |found: Option<bool>, name: &'static str| match found {
             Some(true) => detail.truncated.push(name),
@@ -55,27 +62,47 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         })
     }
 
-    /// The arguments, with blanks between them; empty for a kernel thread, `None` while the page is missing.
+    /// The arguments, with blanks between them, and whether there are more of them; none for a kernel thread, `None` while
+    /// the page is missing. As `get_mm_cmdline` in `fs/proc/base.c` does it: a process that has overwritten the end of its
+    /// arguments has given itself a title, which ends at a zero and may spread into its environment.
     fn command_line(
         &self,
         task: &TaskRecord,
         process: &Process,
         prober: &VmiProber,
-    ) -> Result<Option<String>, VmiError> {
+    ) -> Result<Option<(String, bool)>, VmiError> {
         let (Some((start, end)), Some(root)) = (self.os.layout.arguments, process.root.filter(|_| !task.mm.is_null()))
         else {
-            return Ok(Some(String::new()));
+            return Ok(Some(Default::default()));
         };
-        let (Ok(start), Ok(end)) = (self.pointer(task.mm + start), self.pointer(task.mm + end)) else {
+        let number = |offset: u64| self.pointer(task.mm + offset).ok();
+        let (Some(start), Some(end)) = (number(start), number(end)) else { return Ok(None) };
+        let length = end.checked_sub(start.0).map_or(0, |length| length.0);
+        let read = |from: Va, bytes: &mut [u8]| prober.probe(|| self.core.read((from, root), bytes));
+        let mut last = [0];
+        if length != 0 && read(end - 1, &mut last)?.is_none() {
             return Ok(None);
-        };
-        let length = end.checked_sub(start.0).map_or(0, |length| length.0).min(MOST_ARGUMENTS);
-        let mut bytes = vec![0; length as usize];
-        let read = prober.probe(|| self.core.read((start, root), &mut bytes))?;
-        Ok(read.map(|()| {
-            let text = String::from_utf8_lossy(&bytes);
-            clean(&text.trim_end_matches('\0').replace('\0', " "), MOST_ARGUMENTS as usize)
-        }))
+        }
+        if last != [0] {
+            let environment = self.os.layout.environment.and_then(|(start, end)| number(start).zip(number(end)));
+            let end = environment.filter(|(first, last)| *first == end && last >= first).map_or(end, |(_, last)| last);
+            // The kernel reads one page of a title.
+            let room = (end - start).min(LONGEST_TITLE);
+            let title = prober.probe(|| self.core.read_string_bytes_limited((start, root), room as usize))?;
+            return Ok(title.map(|title| {
+                let is_cut = room < end - start && title.len() as u64 == room;
+                (said(&title, is_cut), is_cut)
+            }));
+        }
+        let mut bytes = vec![0; length.min(MOST_ARGUMENTS) as usize];
+        let is_cut = length > MOST_ARGUMENTS;
+        Ok(read(start, &mut bytes)?.map(|()| (said(&bytes, is_cut), is_cut)))
+    }
+
+    /// The file of the program that a process runs, as `/proc/PID/exe` says it.
+    fn executable(&self, task: &TaskRecord) -> Option<String> {
+        let offset = self.os.layout.executable.filter(|_| !task.mm.is_null())?;
+        self.file_name(self.existing(task.mm + offset)?)
     }
 
     fn credentials(&self, task: &TaskRecord) -> Vec<(String, String)> {
@@ -96,9 +123,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     fn groups(&self, task: &TaskRecord) -> Option<String> {
         let layout = self.os.layout.groups.as_ref().filter(|_| !task.cred.is_null())?;
         let info = self.existing(task.cred + layout.info)?;
-        let count = self.u32(info + layout.count).ok()?.min(MOST_GROUPS);
+        let count = self.u32(info + layout.count).ok()?;
         let group = |index: u32| Some(self.u32(info + layout.ids + u64::from(index) * 4).ok()?.to_string());
-        let groups: Vec<String> = (0..count).map_while(group).collect();
+        let mut groups: Vec<String> = (0..count.min(MOST_GROUPS)).map_while(group).collect();
+        let more = (count as usize).saturating_sub(groups.len());
+        groups.extend((more > 0).then(|| format!("… and {more} more")));
         (!groups.is_empty()).then(|| groups.join(" "))
     }
 
@@ -123,4 +152,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let all: Vec<String> = layout.kinds.iter().filter_map(of).collect();
         (!all.is_empty()).then(|| all.join(" "))
     }
+}
+
+/// Arguments as a line: blanks between them, an ellipsis where there are more.
+fn said(bytes: &[u8], is_cut: bool) -> String {
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    let line = clean(&String::from_utf8_lossy(bytes).replace('\0', " "), bytes.len());
+    if is_cut { line + "…" } else { line }
 }

@@ -12,8 +12,10 @@ use super::{
     btf::{self, Btf},
     bytes::u64_at,
     current::PerCpu,
+    files::namers,
     kallsyms,
     layout::{Facts, Layout},
+    missing::SwapTypes,
     module_symbols::Named,
 };
 use crate::engine::{
@@ -148,6 +150,8 @@ where
         init_task,
         named: Named::new(&symbols, &offsets, layout.module.is_some()),
         per_cpu: PerCpu { offsets, current_task },
+        namers: namers(&symbols),
+        swap_types: SwapTypes::new(&symbols, &layout),
         layout,
         symbols,
     })

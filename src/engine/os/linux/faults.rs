@@ -11,10 +11,6 @@ use crate::engine::{
     os::VmiOs,
 };
 
-/// `VM_READ`, `VM_WRITE` and `VM_EXEC`: a region without any of them is there to be faulted on (`vma_is_accessible`).
-const VM_ACCESS: u64 = 7;
-/// `VM_UFFD_MISSING`: a thread that faults here sleeps until some other one serves it.
-const VM_UFFD_MISSING: u64 = 0x200;
 /// Threads whose way back to user mode is looked up.
 const MOST_RETURNS: usize = 16;
 /// Bytes of a kernel stack, without and with KASAN (`THREAD_SIZE` in `arch/x86/include/asm/page_64_types.h`).
@@ -51,26 +47,8 @@ pub(super) fn returned(registers: &Amd64Registers, to: Va) -> Amd64GpRegisters {
 }
 
 impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
-    /// Why the kernel would send a signal for a read at an address of a process.
-    pub(super) fn unservable(&self, page: AddressContext) -> Result<Option<String>, VmiError> {
-        if VmiOs::<Driver>::is_kernel_address(self.os, page.va) {
-            return Ok(Some("it is the kernel's".into()));
-        }
-        let Some(process) = self.process_in(page.root)? else {
-            return Ok(Some("its process has ended".into()));
-        };
-        let flags = self.region_flags(process.mm, page.va)?;
-        let why = match flags {
-            None => "no memory region of the process covers it",
-            Some(flags) if flags & VM_ACCESS == 0 => "its memory region allows no access",
-            Some(flags) if flags & VM_UFFD_MISSING != 0 => "the process serves the faults of its memory region itself",
-            Some(_) => return Ok(None),
-        };
-        Ok(Some(why.into()))
-    }
-
     /// A process by its address space.
-    fn process_in(&self, root: Pa) -> Result<Option<TaskRecord>, VmiError> {
+    pub(super) fn process_in(&self, root: Pa) -> Result<Option<TaskRecord>, VmiError> {
         let (tasks, truncated) = self.task_list()?;
         let is_it = |task: &TaskRecord| !task.mm.is_null() && self.root_of(task.mm) == Some(root);
         match tasks.into_iter().find(is_it) {

@@ -34,6 +34,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         self.core.read_u32((va, self.os.root))
     }
 
+    /// A string of the kernel's, with an ellipsis where it is longer than `limit` bytes; `None` where it cannot be read.
+    pub(super) fn text(&self, va: Va, limit: usize) -> Option<String> {
+        self.core.read_string_marked((va, self.os.root), limit).ok()
+    }
+
     /// How long the kernel has been up (`CLOCK_BOOTTIME`), in nanoseconds, by its last tick.
     pub(super) fn uptime_ns(&self) -> Option<u64> {
         let clock = self.os.layout.clock.as_ref()?;

@@ -22,6 +22,8 @@ use crate::engine::{
 
 /// Regions that are listed at most.
 const MOST_REGIONS: usize = 8192;
+/// Characters of a name of a region that are kept: those of `ANON_VMA_NAME_MAX_LEN`, without the zero.
+const LONGEST_NAME: usize = 79;
 /// Nodes of the tree that are read at most.
 const MOST_NODES: usize = 4096;
 /// Bytes of a tree's node, to which it is aligned.
@@ -61,12 +63,18 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 truncated = true;
                 continue;
             };
+            let may_be_given = file == 0 || layout.files_have_given_names;
+            let given = if may_be_given { self.given_name(layout, area) } else { None };
             let name = if file == 0 {
-                self.area_purpose(layout, mm, area, start, end)
+                self.area_purpose(layout, mm, area, start, end, given)
+            } else if let Some(given) = given {
+                format!("[anon_shmem:{given}]")
             } else {
                 let file = Va(file);
-                let name =
-                    names.entry(file).or_insert_with(|| self.file_name(file).unwrap_or_else(|| "?".to_owned())).clone();
+                let name = names
+                    .entry(file)
+                    .or_insert_with(|| self.mapped_name(file).unwrap_or_else(|| "?".to_owned()))
+                    .clone();
                 let runs = flags & VM_EXEC != 0;
                 let (image, is_image) = images.entry(file).or_insert_with(|| {
                     let name = name.clone();
@@ -94,29 +102,35 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         Some(Mappings { regions, modules, truncated })
     }
 
-    /// The flags (`vm_flags`) of the region that covers an address; `None` where none does.
-    pub(super) fn region_flags(&self, mm: Va, va: Va) -> Result<Option<u64>, VmiError> {
+    /// The region (`struct vm_area_struct`) that covers an address; `None` where none does.
+    pub(super) fn area_at(&self, mm: Va, va: Va) -> Result<Option<(&Maps, Va)>, VmiError> {
         let unknown = || VmiError::os(format!("the memory regions around {va} cannot be read: retry later"));
         let layout = self.os.layout.maps.as_ref().ok_or_else(unknown)?;
         let (areas, truncated) = self.areas(layout, mm);
         for area in areas {
             if self.pointer(area + layout.vm_start)? <= va && va < self.pointer(area + layout.vm_end)? {
-                return self.pointer(area + layout.vm_flags).map(|flags| Some(flags.0));
+                return Ok(Some((layout, area)));
             }
         }
         if truncated { Err(unknown()) } else { Ok(None) }
     }
 
-    /// What a region without a file is for, as `/proc/PID/maps` says it.
-    fn area_purpose(&self, layout: &Maps, mm: Va, area: Va, start: u64, end: u64) -> String {
+    /// The name that the process has given to a region of memory without a file (`PR_SET_VMA_ANON_NAME`).
+    fn given_name(&self, layout: &Maps, area: Va) -> Option<String> {
+        let (pointer, name) = layout.given_name?;
+        let given = self.existing(area + pointer)? + name;
+        self.text(given, LONGEST_NAME).map(|name| clean(&name, LONGEST_NAME))
+    }
+
+    /// What a region without a file is for, as `/proc/PID/maps` says it (`get_vma_name` in `fs/proc/task_mmu.c`).
+    fn area_purpose(&self, layout: &Maps, mm: Va, area: Va, start: u64, end: u64, given: Option<String>) -> String {
         let special = || {
             let special_operations = self.os.symbols.lookup("special_mapping_vmops")?;
             if self.pointer(area + layout.vm_ops?).ok()? != special_operations {
                 return None;
             }
             let mapping = self.pointer(area + layout.vm_private_data?).ok()?;
-            let name = self.pointer(mapping + layout.special_name?).ok()?;
-            self.core.read_string_limited((name, self.os.root), 32).ok()
+            self.text(self.pointer(mapping + layout.special_name?).ok()?, LONGEST_NAME)
         };
         let known = || {
             let [heap, heap_end, stack] =
@@ -127,7 +141,8 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
                 (start <= stack && stack <= end).then(|| "[stack]".to_owned())
             }
         };
-        special().or_else(known).map(|name| clean(&name, 32)).unwrap_or_default()
+        let given = || given.map(|name| format!("[anon:{name}]"));
+        special().or_else(known).map(|name| clean(&name, LONGEST_NAME)).or_else(given).unwrap_or_default()
     }
 
     fn areas(&self, layout: &Maps, mm: Va) -> (Vec<Va>, bool) {

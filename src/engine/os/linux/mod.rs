@@ -17,6 +17,7 @@ pub mod kallsyms;
 mod kernel;
 mod layout;
 mod maps;
+mod missing;
 mod module_symbols;
 mod modules;
 mod sockets;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 
 use indexmap::IndexSet;
 
-use self::{current::PerCpu, kernel::Kernel, layout::Layout, module_symbols::Named};
+use self::{current::PerCpu, files::Namer, kernel::Kernel, layout::Layout, missing::SwapTypes, module_symbols::Named};
 use super::{CurrentProcess, ProcessList, SystemCall, VitalSigns, VmiOs};
 use crate::engine::{
     addr::{AddressContext, Pa, Va},
@@ -40,7 +41,7 @@ use crate::engine::{
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{Module, Process, ProcessDetail, ProcessKey},
+    snapshot::{MissingPage, Module, Process, ProcessDetail, ProcessKey},
     symbols::SymbolTable,
 };
 
@@ -58,6 +59,10 @@ pub struct LinuxOs {
     init_task: Va,
     per_cpu: PerCpu,
     layout: Layout,
+    /// By which function the kernel names what is in no tree of folders.
+    namers: Vec<(Va, Namer)>,
+    /// What entries of pages that are not mapped stand for.
+    swap_types: SwapTypes,
     /// The kernel's own symbols: what facts are looked up in. No module can add to them.
     symbols: Arc<SymbolTable>,
     /// What people are shown and may name.
@@ -227,6 +232,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
     fn unservable(&self, vmi: VmiSession<'_, Driver, Self>, page: AddressContext) -> Result<Option<String>, VmiError> {
         let _look = vmi.core().look();
         self.kernel(vmi.core()).unservable(page)
+    }
+
+    fn missing_page(
+        &self,
+        vmi: VmiSession<'_, Driver, Self>,
+        page: AddressContext,
+    ) -> Result<Option<MissingPage>, VmiError> {
+        self.kernel(vmi.core()).missing_page(page)
     }
 
     fn user_returns(&self, vmi: VmiSession<'_, Driver, Self>, root: Pa) -> Result<Vec<Va>, VmiError> {

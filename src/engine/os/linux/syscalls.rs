@@ -86,8 +86,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
         let count = u64::from(self.u32(facts + at).ok()? >> shift & mask).min(6);
         let text = |array: Va, index: u64| {
             let text = self.existing(array + index * 8)?;
-            let text = self.core.read_string_limited((text, self.os.root), MOST_NAME).ok()?;
-            Some(clean(&text, MOST_NAME))
+            self.text(text, MOST_NAME).map(|text| clean(&text, MOST_NAME))
         };
         if count == 0 {
             return Some(Vec::new());
@@ -99,7 +98,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// A value as its type makes it readable; a string is read out of the process's own memory.
     fn value(&self, kind: &str, value: u64, root: Pa) -> String {
         match kind {
-            "const char *" if value != 0 => match self.core.read_string_limited((Va(value), root), MOST_TEXT) {
+            "const char *" if value != 0 => match self.core.read_string_marked((Va(value), root), MOST_TEXT) {
                 Ok(text) => format!("{:?}", clean(&text, MOST_TEXT)),
                 // The call itself will bring the page in.
                 Err(_) => format!("{value:#x}"),

@@ -226,7 +226,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             return None;
         }
         let name = self.pointer(task.kthread + self.os.layout.kthread_name?).ok().filter(|name| !name.is_null())?;
-        let name = self.core.read_string_limited((name, self.os.root), MOST_NAME).ok()?;
+        let name = self.text(name, MOST_NAME)?;
         name.starts_with(&task.name).then(|| clean(&name, MOST_NAME))
     }
 }

@@ -81,6 +81,11 @@ impl<'a> Facts<'a> {
         self.btf.as_ref()?.size_of(structure)
     }
 
+    /// Whether the kernel has an enumerator of this name, where its own type information tells.
+    pub(super) fn has_enumerator(&self, name: &str) -> Option<bool> {
+        self.btf.as_ref().map(|btf| btf.has_enumerator(name))
+    }
+
     /// The size of a member in bytes, where it is known.
     pub(super) fn bytes(&self, structure: &str, path: &str) -> Option<u64> {
         self.btf.as_ref()?.member(structure, path).map(|member| member.size)

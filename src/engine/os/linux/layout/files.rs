@@ -16,12 +16,59 @@ pub(in super::super) struct Paths {
     pub(in super::super) superblock: u64,
     pub(in super::super) filesystem: u64,
     pub(in super::super) filesystem_name: u64,
+    /// `dentry.d_op` and `dentry_operations.d_dname`: what names a file that is in no tree of folders.
+    pub(in super::super) namer: Option<(u64, u64)>,
+    pub(in super::super) namespaces: Option<NamespaceFiles>,
+    /// `dentry.d_fsdata` and `dma_buf.name`.
+    pub(in super::super) dma_buf_name: Option<(u64, u64)>,
     /// `mount.mnt`, through which files know their mount.
     pub(in super::super) mount_public: u64,
     pub(in super::super) mount_parent: u64,
     pub(in super::super) mount_point: u64,
     /// `mount.mnt.mnt_root`.
     pub(in super::super) mount_root: u64,
+    pub(in super::super) backing: Option<BackingFile>,
+}
+
+/// The name of a namespace's file (`include/linux/ns_common.h`, `include/linux/proc_ns.h`).
+pub(in super::super) struct NamespaceFiles {
+    /// `inode.i_private`: the namespace.
+    pub(in super::super) namespace: u64,
+    /// `ns_common.ops`.
+    pub(in super::super) operations: u64,
+    /// `proc_ns_operations.name`.
+    pub(in super::super) name: u64,
+}
+
+/// A file of a lower layer that is mapped in the place of one of an overlay's, from 6.8 on (`struct backing_file` in
+/// `fs/file_table.c`); before that such a file has the overlay's path itself.
+pub(in super::super) struct BackingFile {
+    /// `backing_file.user_path.mnt` and `.dentry`, from `backing_file.file` on.
+    pub(in super::super) mount: u64,
+    pub(in super::super) dentry: u64,
+    /// `mount.mnt.mnt_sb`.
+    pub(in super::super) mount_superblock: u64,
+}
+
+impl NamespaceFiles {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        Some(Self {
+            namespace: facts.at("inode", "i_private")?,
+            operations: facts.at("ns_common", "ops")?,
+            name: facts.at("proc_ns_operations", "name")?,
+        })
+    }
+}
+
+impl BackingFile {
+    fn new(facts: &Facts<'_>) -> Option<Self> {
+        let file = facts.at("backing_file", "file")?;
+        Some(Self {
+            mount: facts.at("backing_file", "user_path.mnt")?.wrapping_sub(file),
+            dentry: facts.at("backing_file", "user_path.dentry")?.wrapping_sub(file),
+            mount_superblock: facts.at("mount", "mnt.mnt_sb")?,
+        })
+    }
 }
 
 impl Paths {
@@ -38,11 +85,35 @@ impl Paths {
             superblock: facts.at("dentry", "d_sb")?,
             filesystem: facts.at("super_block", "s_type")?,
             filesystem_name: facts.at("file_system_type", "name")?,
+            namer: facts.at("dentry", "d_op").zip(facts.at("dentry_operations", "d_dname")),
+            namespaces: NamespaceFiles::new(facts),
+            dma_buf_name: facts.at("dentry", "d_fsdata").zip(facts.at("dma_buf", "name")),
             mount_public: facts.at("mount", "mnt")?,
             mount_parent: facts.at("mount", "mnt_parent")?,
             mount_point: facts.at("mount", "mnt_mountpoint")?,
             mount_root: facts.at("mount", "mnt.mnt_root")?,
+            backing: BackingFile::new(facts),
         })
+    }
+}
+
+/// The folders of a process (`include/linux/fs_struct.h`): each a mount and an entry in it.
+pub(in super::super) struct Folders {
+    /// `task_struct.fs`.
+    pub(in super::super) fs: u64,
+    /// Where its relative paths begin.
+    pub(in super::super) working: (u64, u64),
+    /// Where its absolute ones do.
+    pub(in super::super) root: (u64, u64),
+}
+
+impl Folders {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        let path = |name: &str| {
+            let member = |part: &str| facts.at("fs_struct", &format!("{name}.{part}"));
+            member("mnt").zip(member("dentry"))
+        };
+        Some(Self { fs: facts.at("task_struct", "fs")?, working: path("pwd")?, root: path("root")? })
     }
 }
 

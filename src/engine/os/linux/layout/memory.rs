@@ -13,6 +13,10 @@ pub(in super::super) struct Maps {
     pub(in super::super) vm_private_data: Option<u64>,
     /// `vm_special_mapping.name`: the kernel's own pages in a process.
     pub(in super::super) special_name: Option<u64>,
+    /// `vm_area_struct.anon_name`, and `anon_vma_name.name` in it: a name that the process gave it, from 5.17 on.
+    pub(in super::super) given_name: Option<(u64, u64)>,
+    /// Whether a region with a file has one, from 6.2 on; before that, its place in the file's tree is there.
+    pub(in super::super) files_have_given_names: bool,
     /// `mm_struct.start_brk`, `.brk`, `.start_stack`.
     pub(in super::super) heap_and_stack: Option<[u64; 3]>,
 }
@@ -35,6 +39,30 @@ pub(in super::super) struct MapleNode {
 impl MapleNode {
     pub(super) fn new(facts: &Facts<'_>, structure: &str) -> Option<Self> {
         Some(Self { pivots: facts.at(structure, "pivot")?, slots: facts.at(structure, "slot")? })
+    }
+}
+
+/// Which types of swap entries there are beside swap files (`include/linux/swap.h`): numbers without a trace, but what came
+/// with them has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum SwapForm {
+    /// Up to 5.18: two for pages that move.
+    Plain,
+    /// From 5.19 to 6.1, where a page's flag `PG_anon_exclusive` is known: three of them, markers where userfaultfd is built
+    /// in, and one for errors.
+    Errors,
+    /// From 6.2 on, where regions with a file may have a name of their own: errors are markers.
+    Markers,
+}
+
+impl SwapForm {
+    pub(super) fn new(facts: &Facts<'_>) -> Option<Self> {
+        let given_name = facts.at("vm_area_struct", "anon_name");
+        Some(match facts.has_enumerator("PG_anon_exclusive")? {
+            false => Self::Plain,
+            true if given_name.is_some() && given_name == facts.at("vm_area_struct", "shared") => Self::Errors,
+            true => Self::Markers,
+        })
     }
 }
 
@@ -65,6 +93,8 @@ impl Maps {
             vm_ops: vma("vm_ops"),
             vm_private_data: vma("vm_private_data"),
             special_name: facts.at("vm_special_mapping", "name"),
+            files_have_given_names: vma("anon_name") != vma("shared"),
+            given_name: vma("anon_name").zip(facts.at("anon_vma_name", "name")),
             heap_and_stack: heap_and_stack(),
         })
     }

@@ -12,10 +12,10 @@ mod modules;
 pub(super) use self::{
     facts::Facts,
     files::Paths,
-    memory::{MapleNode, Maps, RegionIndex},
+    memory::{MapleNode, Maps, RegionIndex, SwapForm},
 };
 use self::{
-    files::{Files, Sockets, UnixName},
+    files::{Files, Folders, Sockets, UnixName},
     modules::{KernelModule, ModuleFolders, ModuleTree},
 };
 use crate::engine::error::VmiError;
@@ -231,6 +231,8 @@ pub(super) struct Layout {
     pub(super) mm_pgd: u64,
     /// `mm_struct.arg_start` and `.arg_end`.
     pub(super) arguments: Option<(u64, u64)>,
+    /// `mm_struct.env_start` and `.env_end`.
+    pub(super) environment: Option<(u64, u64)>,
     /// `signal_struct.nr_threads`.
     pub(super) signal_threads: Option<u64>,
     /// `cred.uid`.
@@ -247,6 +249,9 @@ pub(super) struct Layout {
     pub(super) maps: Option<Maps>,
     pub(super) paths: Option<Paths>,
     pub(super) files: Option<Files>,
+    pub(super) folders: Option<Folders>,
+    /// `mm_struct.exe_file`.
+    pub(super) executable: Option<u64>,
     pub(super) module: Option<KernelModule>,
     pub(super) module_folders: Option<ModuleFolders>,
     pub(super) module_tree: Option<ModuleTree>,
@@ -258,6 +263,10 @@ pub(super) struct Layout {
     pub(super) namespaces: Option<Namespaces>,
     pub(super) system_calls: Option<SystemCalls>,
     pub(super) clock: Option<Clock>,
+    /// `None` without type information.
+    pub(super) swap_form: Option<SwapForm>,
+    /// `swap_info_struct.swap_file`.
+    pub(super) swap_file: Option<u64>,
 }
 
 impl Layout {
@@ -277,6 +286,7 @@ impl Layout {
             task_stack: facts.at("task_struct", "stack"),
             mm_pgd: facts.need("mm_struct", "pgd")?,
             arguments: argument("arg_start").zip(argument("arg_end")),
+            environment: argument("env_start").zip(argument("env_end")),
             signal_threads: facts.at("signal_struct", "nr_threads"),
             cred_uid: facts.at("cred", "uid"),
             credentials: ids.into_iter().chain(sets).filter_map(credential).collect(),
@@ -288,6 +298,8 @@ impl Layout {
             maps: Maps::new(facts),
             paths: Paths::new(facts),
             files: Files::new(facts),
+            folders: Folders::new(facts),
+            executable: facts.at("mm_struct", "exe_file"),
             module: KernelModule::new(facts),
             module_folders: ModuleFolders::new(facts),
             module_tree: ModuleTree::new(facts),
@@ -298,6 +310,8 @@ impl Layout {
             namespaces: Namespaces::new(facts),
             system_calls: SystemCalls::new(facts),
             clock: Clock::new(facts),
+            swap_form: SwapForm::new(facts),
+            swap_file: facts.at("swap_info_struct", "swap_file"),
         })
     }
 }
