@@ -29,6 +29,7 @@ struct Said {
     parts: [u64; 8],
     counters: Counters,
     run: Run,
+    notice: Option<Arc<str>>,
     truncated: bool,
     detail: Option<usize>,
     search: Option<usize>,
@@ -50,6 +51,7 @@ impl Said {
             ],
             counters: Counters { snapshots: 0, ..snapshot.counters },
             run: snapshot.run.clone(),
+            notice: snapshot.notice.clone(),
             truncated: snapshot.processes_truncated,
             detail: snapshot.detail.as_ref().map(|detail| Arc::as_ptr(detail).addr()),
             search: snapshot.search.as_ref().map(|search| Arc::as_ptr(search).addr()),
@@ -141,6 +143,13 @@ impl Publisher {
         self.current.notice = notice;
     }
 
+    /// Shows what the driver has to say for as long as it says so.
+    fn warn(&mut self, warning: Option<String>) {
+        if self.current.notice.as_deref() != warning.as_deref() {
+            self.current.notice = warning.map(Into::into);
+        }
+    }
+
     pub(super) fn set_processes(&mut self, processes: Vec<Process>, truncated: bool) {
         self.current.processes.set(processes);
         self.current.processes_truncated = truncated;
@@ -205,6 +214,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.refresh_faults(vmi);
         // What is shown has been told: a state that others end at once is not shown without its line.
         let run = self.last_run.clone();
+        self.publisher.warn(vmi.core().driver().warning());
         self.fill(vmi.core(), if run.is_running() { Status::Running } else { Status::Paused }, run);
     }
 

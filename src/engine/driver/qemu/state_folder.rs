@@ -1,0 +1,325 @@
+//! Folders that hold what must outlive a session, safe from other users of the machine.
+//!
+//! A session has one for its life, and with it a lock (flock(2)) that the kernel releases when the session dies in whatever
+//! way: who holds the lock owns the folder's contents, whichever pid namespace it lives in. A folder is opened once, without
+//! following links, and is used only if it is ours and nobody else can write into it; everything below is reached through
+//! that descriptor, never by its path again.
+
+use std::{
+    fs::File,
+    hash::{BuildHasher, RandomState},
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{self, AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid},
+    io::Errno,
+    process::geteuid,
+};
+
+/// What the names of the folders begin with.
+pub const PREFIX: &str = "vmscope-qemu-";
+const LOCK: &str = "lock";
+/// The folder of the socket, which belongs to QEMU's user, and the socket.
+const STUB: &str = "stub";
+const SOCKET: &str = "gdb";
+/// The largest file that is read.
+const LARGEST: u64 = 64 << 10;
+/// Most entries of a shared folder that are looked at: others may fill it.
+const MOST_ENTRIES: usize = 1 << 16;
+/// The longest path of a Unix socket (unix(7)).
+const LONGEST_SOCKET: usize = 107;
+/// How often another name is tried.
+const ATTEMPTS: usize = 100;
+
+/// A folder that is ours alone.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    descriptor: OwnedFd,
+    /// The file of the lock, while we hold that.
+    lock: Option<OwnedFd>,
+}
+
+impl Folder {
+    /// Makes a folder and locks it, in the best place there is.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new() -> io::Result<Self> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for base in bases() {
+            match Self::new_in(&base) {
+                Ok(folder) => return Ok(folder),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn new_in(base: &Base) -> io::Result<Self> {
+        let parent = base.open(true)?;
+        for _ in 0..ATTEMPTS {
+            // Hard to guess, so that nobody takes all the names first.
+            let random = RandomState::new().hash_one(std::process::id());
+            let name = format!("{PREFIX}{}-{random:016x}", std::process::id());
+            let path = base.path.join(&name);
+            if path.join(STUB).join(SOCKET).as_os_str().len() > LONGEST_SOCKET {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "its path is too long for a socket in it"));
+            }
+            match fs::mkdirat(&parent, &name, Mode::RWXU) {
+                Err(Errno::EXIST) => continue,
+                made => made?,
+            }
+            let mut folder = Self { descriptor: open_folder(&parent, Path::new(&name))?, path, lock: None };
+            // Somebody who tidies up may have been quicker, and have taken it for a dead session's.
+            if folder.try_lock()? && folder.is_there() {
+                return Ok(folder);
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Opens a folder of ours.
+    ///
+    /// # Errors
+    /// What the system says; `PermissionDenied` when it is another user's or others can write into it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { descriptor: open_folder(CWD, path)?, path: path.to_owned(), lock: None })
+    }
+
+    /// All sessions' folders that are ours.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for base in bases() {
+            let Ok(parent) = base.open(false) else { continue };
+            for name in names(&parent, MOST_ENTRIES) {
+                if !name.to_string_lossy().starts_with(PREFIX) {
+                    continue;
+                }
+                if let Ok(descriptor) = open_folder(&parent, &name) {
+                    all.push(Self { path: base.path.join(name), descriptor, lock: None });
+                }
+            }
+        }
+        all
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it has not been removed.
+    pub fn is_there(&self) -> bool {
+        let lock_is_there = self.lock.as_ref().is_none_or(|lock| fs::fstat(lock).is_ok_and(|data| data.st_nlink > 0));
+        lock_is_there && fs::fstat(&self.descriptor).is_ok_and(|data| data.st_nlink > 0)
+    }
+
+    /// Whether somebody has locked it at some time: not in the folders of older versions.
+    pub fn has_lock(&self) -> bool {
+        fs::statat(&self.descriptor, LOCK, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Takes the lock; returns whether that was possible. Nothing that is executed later inherits it.
+    ///
+    /// # Errors
+    /// What the system says, where it has no locks above all.
+    pub fn try_lock(&mut self) -> io::Result<bool> {
+        let file = self.lock_file()?;
+        match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                self.lock = Some(file);
+                Ok(true)
+            }
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until nobody holds the lock.
+    ///
+    /// # Errors
+    /// What the system says; `NotFound` when the folder is gone.
+    pub fn wait_for_lock(&self) -> io::Result<()> {
+        let file = self.lock_file()?;
+        loop {
+            match fs::flock(&file, FlockOperation::LockExclusive) {
+                Err(Errno::INTR) => {}
+                waited => return Ok(waited?),
+            }
+        }
+    }
+
+    /// Gives the lock back.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    fn lock_file(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.descriptor, LOCK, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    /// Reads a file of ours.
+    ///
+    /// # Errors
+    /// What the system says; `InvalidData` for anything but a small file that we have written.
+    pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        // A pipe that somebody has put there must not block us.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = fs::openat(&self.descriptor, name, flags, Mode::empty())?;
+        let data = fs::fstat(&file)?;
+        let is_file = FileType::from_raw_mode(data.st_mode) == FileType::RegularFile;
+        if !is_file || !is_ours(&data) || u64::try_from(data.st_size).is_ok_and(|size| size > LARGEST) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut bytes = Vec::new();
+        File::from(file).take(LARGEST).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes a file, all of it or nothing.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let new = format!("{name}.new");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(&self.descriptor, &new, flags, Mode::RUSR | Mode::WUSR)?;
+        File::from(file).write_all(bytes)?;
+        Ok(fs::renameat(&self.descriptor, &new, &self.descriptor, name)?)
+    }
+
+    /// Makes room for a socket that QEMU is to make, and returns its path. Where QEMU is another user's, it is let in as far
+    /// as that, which only root can do.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn socket(&self, qemus_user: Option<(u32, u32)>) -> io::Result<PathBuf> {
+        match fs::mkdirat(&self.descriptor, STUB, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let stub = fs::openat(&self.descriptor, STUB, FOLDER, Mode::empty())?;
+        if let Some((user, group)) = qemus_user.filter(|&(user, _)| user != geteuid().as_raw()) {
+            fs::fchown(&stub, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+            let passable = Mode::RWXU | Mode::XGRP | Mode::XOTH;
+            fs::fchmod(&self.descriptor, passable)?;
+            if let Some(base) = bases().iter().find(|base| base.is_own && self.path.starts_with(&base.path)) {
+                fs::fchmod(base.open(false)?, passable)?;
+            }
+        }
+        // A stale one would be connected to instead.
+        match fs::unlinkat(&stub, SOCKET, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(self.path.join(STUB).join(SOCKET)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes it, with what sessions keep there. The lock must be held: until that goes as the last, nobody else is at work
+    /// here.
+    pub fn remove(&self) {
+        match self.try_remove() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => {
+                tracing::warn!(%error, folder = %self.path.display(), "could not remove a session's folder");
+            }
+        }
+    }
+
+    fn try_remove(&self) -> Result<(), Errno> {
+        if let Ok(stub) = fs::openat(&self.descriptor, STUB, FOLDER, Mode::empty()) {
+            for name in names(&stub, MOST_ENTRIES) {
+                let _ = fs::unlinkat(&stub, &name, AtFlags::empty());
+            }
+            let _ = fs::unlinkat(&self.descriptor, STUB, AtFlags::REMOVEDIR);
+        }
+        let mut files = names(&self.descriptor, MOST_ENTRIES);
+        files.sort_by_key(|name| name == Path::new(LOCK));
+        for name in &files {
+            let _ = fs::unlinkat(&self.descriptor, name, AtFlags::empty());
+        }
+        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(()) };
+        // If it is no longer what is there under its name, it is not ours to remove: and only empty folders go this way.
+        let parent = fs::openat(CWD, parent, FOLDER, Mode::empty())?;
+        let there = fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let ours = fs::fstat(&self.descriptor)?;
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino) {
+            return Ok(());
+        }
+        fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
+    }
+}
+
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A place where folders are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Base {
+    path: PathBuf,
+    /// Whether it is a folder of vmscope's own, to be made and to be entered by us alone; else one that all share.
+    is_own: bool,
+}
+
+impl Base {
+    fn open(&self, make: bool) -> io::Result<OwnedFd> {
+        if !self.is_own {
+            return Ok(fs::openat(CWD, &self.path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+        }
+        if make && let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) {
+            // Root's /run is the system's, a user's own folder the user's: nobody else writes there.
+            let parent = open_folder(CWD, parent)?;
+            match fs::mkdirat(&parent, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        open_folder(CWD, &self.path)
+    }
+}
+
+/// Where folders are, the best first: one that other users cannot write into, and `/tmp` where there is none.
+fn bases() -> Vec<Base> {
+    let user = geteuid();
+    let mut bases = Vec::new();
+    let mut add = |path: PathBuf, is_own| {
+        let base = Base { path, is_own };
+        if base.path.is_absolute() && !bases.contains(&base) {
+            bases.push(base);
+        }
+    };
+    if user.is_root() {
+        add("/run/vmscope".into(), true);
+    }
+    if let Some(folder) = std::env::var_os("XDG_RUNTIME_DIR") {
+        add(PathBuf::from(folder).join("vmscope"), true);
+    }
+    // Where that is, also for a session that was started without the variable (cron, su).
+    add(format!("/run/user/{}/vmscope", user.as_raw()).into(), true);
+    add("/tmp".into(), false);
+    add(std::env::temp_dir(), false);
+    bases
+}
+
+/// Opens a folder that is ours and that nobody else can write into.
+fn open_folder(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    let folder = fs::openat(at, path, FOLDER, Mode::empty())?;
+    let data = fs::fstat(&folder)?;
+    let others_write = Mode::from_raw_mode(data.st_mode).intersects(Mode::WGRP | Mode::WOTH);
+    if is_ours(&data) && !others_write { Ok(folder) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+fn is_ours(data: &Stat) -> bool {
+    data.st_uid == geteuid().as_raw()
+}
+
+/// The names in a folder, except those of itself and its parent.
+fn names(folder: &OwnedFd, most: usize) -> Vec<PathBuf> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let Ok(entries) = Dir::read_from(folder) else { return Vec::new() };
+    let names = entries.filter_map(Result::ok).map(|entry| PathBuf::from(OsStr::from_bytes(entry.file_name().to_bytes())));
+    names.filter(|name| name.as_os_str() != "." && name.as_os_str() != "..").take(most).collect()
+}
