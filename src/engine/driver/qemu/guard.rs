@@ -2,13 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    control::Control,
-    guardian::Guardian,
-    leftover::State,
-    process,
-    state_folder::Folder,
-};
+use super::{control::Control, guardian::Guardian, leftover::State, process, state_folder::Folder};
 use crate::engine::error::VmiError;
 
 /// How often it is looked whether all that is still there.
@@ -148,7 +142,9 @@ impl Drop for Control {
         drop(folder);
         self.qmp().hang_up();
         match guardian {
-            Some(_) => tracing::warn!("the guardian process goes on trying to free the guest, for as long as QEMU lives"),
+            Some(_) => {
+                tracing::warn!("the guardian process goes on trying to free the guest, for as long as QEMU lives")
+            }
             None => tracing::warn!("start vmscope on this guest again: that frees it as soon as QEMU answers"),
         }
     }

@@ -105,7 +105,7 @@ fn hear_ready(mut from: ChildStdout) -> io::Result<()> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut said = [0; READY.len()];
-    from.read_exact(&mut said)?;
+    from.read_exact(&mut said).map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, "it ended at once"))?;
     if said == READY { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "it says something else")) }
 }
 

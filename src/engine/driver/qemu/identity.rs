@@ -53,7 +53,8 @@ impl Identity {
     /// Whether its process id means something here and now.
     fn is_seen_from_here(&self) -> bool {
         let is = |written: bool, same: bool| !written || same;
-        is(!self.boot.is_empty(), self.boot == this_boot()) && is(self.namespace != 0, self.namespace == this_namespace())
+        is(!self.boot.is_empty(), self.boot == this_boot())
+            && is(self.namespace != 0, self.namespace == this_namespace())
     }
 
     /// Whether a version wrote it that knew less.

@@ -74,9 +74,14 @@ impl Folder {
                 made => made?,
             }
             let mut folder = Self { descriptor: open_folder(&parent, Path::new(&name))?, path, lock: None };
-            // Somebody who tidies up may have been quicker, and have taken it for a dead session's.
-            if folder.try_lock()? && folder.is_there() {
-                return Ok(folder);
+            match folder.try_lock() {
+                Ok(true) if folder.is_there() => return Ok(folder),
+                // Somebody who tidies up was quicker, and took it for a dead session's.
+                Ok(_) => {}
+                Err(error) => {
+                    folder.remove();
+                    return Err(error);
+                }
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
@@ -320,6 +325,90 @@ fn is_ours(data: &Stat) -> bool {
 fn names(folder: &OwnedFd, most: usize) -> Vec<PathBuf> {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
     let Ok(entries) = Dir::read_from(folder) else { return Vec::new() };
-    let names = entries.filter_map(Result::ok).map(|entry| PathBuf::from(OsStr::from_bytes(entry.file_name().to_bytes())));
+    let names =
+        entries.filter_map(Result::ok).map(|entry| PathBuf::from(OsStr::from_bytes(entry.file_name().to_bytes())));
     names.filter(|name| name.as_os_str() != "." && name.as_os_str() != "..").take(most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::{PermissionsExt, symlink},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let kept = tempfile::tempdir().expect("a folder");
+        let path = kept.path().join("vmscope-qemu-test");
+        std::fs::create_dir(&path).expect("a folder");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("its owner may");
+        let folder = Folder::open(&path).expect("it is ours");
+        (kept, folder)
+    }
+
+    #[test]
+    fn a_new_folder_is_locked_closed_to_others_and_found() {
+        let folder = Folder::new().expect("there is a place for it");
+        let mode = std::fs::metadata(folder.path()).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o077, 0);
+        let mut same = Folder::all().into_iter().find(|other| other.path() == folder.path()).expect("it is found");
+        assert!(!same.try_lock().expect("there are locks") && same.is_there());
+        folder.write("state.json", b"{}").expect("room");
+        assert_eq!(same.read("state.json").expect("what was written"), b"{}");
+        let socket = folder.socket(None).expect("a place for a socket");
+        std::fs::write(&socket, b"stale").expect("room");
+        assert_eq!(folder.socket(None).expect("the same place"), socket);
+        assert!(!socket.exists() && socket.parent().is_some_and(Path::exists));
+        folder.remove();
+        assert!(!folder.is_there() && !folder.path().exists());
+    }
+
+    #[test]
+    fn the_lock_ends_with_its_holder_and_not_with_what_that_has_started() {
+        let (_kept, mut holder) = folder();
+        let mut other = Folder::open(holder.path()).expect("it is ours");
+        assert!(!holder.has_lock());
+        assert!(holder.try_lock().expect("there are locks") && other.has_lock());
+        assert!(!other.try_lock().expect("there are locks"));
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
+        drop(holder);
+        assert!(other.wait_for_lock().is_ok() && other.try_lock().expect("there are locks"));
+        drop(child.stdin.take());
+        child.wait().expect("its end");
+    }
+
+    #[test]
+    fn what_others_can_write_into_or_have_put_in_the_way_is_not_used() {
+        let (kept, folder) = folder();
+        let path = folder.path();
+        for mode in [0o770, 0o707, 0o722, 0o1777] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its owner may");
+            let refused = Folder::open(path).map(drop).map_err(|error| error.kind());
+            assert_eq!(refused, Err(io::ErrorKind::PermissionDenied), "{mode:o}");
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).expect("its owner may");
+        assert!(Folder::open(path).is_ok());
+        let link = kept.path().join("link");
+        symlink(path, &link).expect("a link");
+        assert!(Folder::open(&link).is_err());
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(path, Some(65534), None).expect("root may");
+            assert!(Folder::open(path).is_err(), "it is another user's");
+            std::os::unix::fs::chown(path, Some(0), None).expect("root may");
+        }
+        let victim = kept.path().join("victim");
+        std::fs::create_dir(&victim).expect("a folder");
+        std::fs::write(victim.join("gdb"), "not ours").expect("room");
+        symlink(victim.join("gdb"), path.join("state.json")).expect("a link");
+        symlink(&victim, path.join("stub")).expect("a link");
+        assert!(folder.read("state.json").is_err() && folder.socket(None).is_err());
+        folder.write("state.json", b"ours").expect("room");
+        let made = Command::new("mkfifo").arg(path.join("pipe")).status();
+        assert!(made.is_ok_and(|status| status.success()) && folder.read("pipe").is_err(), "and it does not block");
+        folder.remove();
+        assert!(!path.exists());
+        assert_eq!(std::fs::read_to_string(victim.join("gdb")).ok().as_deref(), Some("not ours"));
+    }
 }

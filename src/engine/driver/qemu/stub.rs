@@ -48,7 +48,8 @@ impl Control {
         if let (Some(address), true) = (&address, is_connected) {
             return Err(taken(&format!("at {address}")));
         }
-        let (was_touched, was_running) = (self.touched, self.running);
+        let before = (self.stub_address.clone(), self.stub_is_ours, self.touched);
+        let was_running = self.running;
         self.stub_is_ours = address.is_none();
         self.stub_address = Some(address.as_ref().map_or_else(channel::new_name, Address::to_string));
         self.touch()?;
@@ -56,8 +57,11 @@ impl Control {
         if result.is_err() {
             self.stub = None;
             // A stub stops the guest for its client: one that runs on was not connected to.
-            if !was_touched && (!was_running || self.status()? == RunState::Running) {
+            if !was_running || self.status()? == RunState::Running {
                 self.end_stub()?;
+                (self.stub_address, self.stub_is_ours, self.touched) = before;
+                self.write_state()?;
+            } else if self.repair().is_ok() {
                 self.untouch()?;
             }
         }

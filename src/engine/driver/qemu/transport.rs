@@ -44,8 +44,9 @@ impl FromStr for Address {
             return Ok(Self::Libvirt(domain));
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            // QEMU's own form carries options behind the path.
-            let path = path.split(',').next().unwrap_or_default();
+            // QEMU's own form carries options behind the path, in which a comma is written twice.
+            let path = path.replace(",,", "\0");
+            let path = path.split(',').next().unwrap_or_default().replace('\0', ",");
             if !path.is_empty() {
                 return Ok(Self::Unix(path.into()));
             }
@@ -78,7 +79,7 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", path.display().to_string().replace(',', ",,")),
             Self::Tcp(host) => f.write_str(host),
             Self::Libvirt(domain) => domain.fmt(f),
         }
@@ -329,11 +330,13 @@ mod tests {
             ("unix:/run/q", unix("/run/q")),
             ("unix:/run/q,server=on,wait=off", unix("/run/q")),
             ("/run/q", unix("/run/q")),
+            ("unix:/run/a,,b,server=on", unix("/run/a,b")),
             ("localhost:4444", Address::Tcp("localhost:4444".into())),
             ("tcp::1234,server=on", Address::Tcp("127.0.0.1:1234".into())),
         ] {
             assert_eq!(text.parse::<Address>().ok(), Some(want), "{text}");
         }
+        assert_eq!(unix("/run/a,b").to_string().parse::<Address>().ok(), Some(unix("/run/a,b")));
         for text in ["", "unix:", "localhost", "host:port", "host:70000"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
