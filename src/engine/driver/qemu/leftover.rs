@@ -198,9 +198,13 @@ fn connect(identity: &Identity) -> Option<Qmp> {
 /// What could not be done: the state is to be kept then.
 pub fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Folder, state: &State) -> Result<(), VmiError> {
     let monitor = || qmp.lock().unwrap_or_else(PoisonError::into_inner);
+    let stops = |state: &str| matches!(state, "paused" | "debug");
+    // A guest that was migrated away, above all, must not run here.
+    let now = status(&mut monitor())?;
+    let stays = state.leave_paused || now != "running" && !stops(&now);
     let let_go = |mut stub: Gdb| {
         let repaired = state.patches.iter().try_for_each(|patch| patch.repair(&mut stub));
-        if state.leave_paused { repaired } else { repaired.and(stub.detach()) }
+        if stays { repaired } else { repaired.and(stub.detach()) }
     };
     let mut freed = Ok(());
     if let Some(name) = &state.stub {
@@ -218,11 +222,8 @@ pub fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Folder, state: &State) -> Result<(
             }
         };
     }
-    if !state.leave_paused {
-        let now = status(&mut monitor())?;
-        if matches!(now.as_str(), "paused" | "debug") {
-            monitor().execute("cont", json!({}))?;
-        }
+    if !stays && stops(&status(&mut monitor())?) {
+        monitor().execute("cont", json!({}))?;
     }
     freed
 }

@@ -272,7 +272,11 @@ struct Base {
 impl Base {
     fn open(&self, make: bool) -> io::Result<OwnedFd> {
         if !self.is_own {
-            return Ok(fs::openat(CWD, &self.path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+            let folder = fs::openat(CWD, &self.path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let mode = Mode::from_raw_mode(fs::fstat(&folder)?.st_mode);
+            // Else others could put something of theirs in the place of what is ours.
+            let is_safe = mode.contains(Mode::SVTX) || !mode.intersects(Mode::WGRP | Mode::WOTH);
+            return if is_safe { Ok(folder) } else { Err(io::ErrorKind::PermissionDenied.into()) };
         }
         if make && let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) {
             // Root's /run is the system's, a user's own folder the user's: nobody else writes there.

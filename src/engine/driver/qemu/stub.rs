@@ -105,11 +105,6 @@ impl Control {
         self.step_wanted.clear();
         self.retried.clear();
         self.let_past.clear();
-        if self.wants_to_run() && result.is_ok() {
-            let status = leftover::status(&mut self.qmp());
-            self.running = status.as_ref().is_ok_and(|status| status == "running");
-            result = status.map(drop).and(self.go_on());
-        }
         // After a failure what is written down stays as it was: whoever frees the guest later needs to know the stub.
         if result.is_ok() {
             result = self.untouch().inspect_err(|_| self.touched = true);
@@ -149,7 +144,13 @@ impl Control {
         // What is not known to be free is still known.
         self.stub = None;
         result?;
-        self.end_stub()
+        self.end_stub()?;
+        if self.wants_to_run() {
+            let status = leftover::status(&mut self.qmp());
+            self.running = status? == "running";
+            self.go_on()?;
+        }
+        Ok(())
     }
 
     /// The way over new connections, which needs nothing of the old ones.
@@ -178,6 +179,8 @@ impl Control {
         self.stub_is_ours = false;
         self.stub_address = None;
         self.patches.clear();
+        let status = leftover::status(&mut self.qmp());
+        self.running = status.is_ok_and(|status| status == "running");
         Ok(())
     }
 
