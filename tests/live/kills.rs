@@ -90,9 +90,27 @@ fn is_locked(folder: &Path) -> bool {
     flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
 }
 
+/// A session, which is gone when this is.
+struct Session(Child);
+
+impl Session {
+    fn kill(&mut self) {
+        self.0.kill().expect("kill -9");
+        self.0.wait().expect("its end");
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // After a failure; else it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A session that sets a breakpoint which a busy guest hits all the time.
-fn session(program: &Path, guest: &Guest) -> Child {
-    let mut command = Command::new(program);
+fn session(guest: &Guest) -> Session {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmscope"));
     command.args(guest.attach_arguments()).args([
         "--headless",
         "--storm-limit",
@@ -101,7 +119,7 @@ fn session(program: &Path, guest: &Guest) -> Child {
         "do_sys_openat2",
     ]);
     command.args(["--for", "600s"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("vmscope can be started")
+    Session(command.spawn().expect("vmscope can be started"))
 }
 
 /// Starts vmscope once more, for a moment.
@@ -114,23 +132,22 @@ fn start_once(guest: &Guest) {
 
 /// Kills one session, and waits until the guest is free.
 fn round(guest: &Guest, end: End) {
-    let mut vmscope = session(Path::new(env!("CARGO_BIN_EXE_vmscope")), guest);
+    let mut vmscope = session(guest);
     if end == End::Session {
         thread::sleep(some(LIFE));
     } else {
         let mut found = None;
         until("the guardian", || {
-            found = guardian(vmscope.id());
+            found = guardian(vmscope.0.id());
             found.is_some()
         });
         thread::sleep(some(LIFE / 2));
     }
-    let guarded = guardian(vmscope.id());
+    let guarded = guardian(vmscope.0.id());
     if let End::Stopped(_) = end {
         guest.signal("STOP");
     }
-    vmscope.kill().expect("kill -9");
-    vmscope.wait().expect("its end");
+    vmscope.kill();
     let Some((pid, folder)) = guarded else { return };
     match end {
         End::Session => {}
@@ -233,15 +250,14 @@ fn neither_a_relative_path_nor_another_name_of_the_program_costs_the_guest() {
     let mut command = Command::new(&program);
     command.current_dir(&folder).args(["qemu", "--qmp", "unix:qmp.sock", "--gdb", "./gdb.sock", "--headless"]);
     command.args(["--break", "do_sys_openat2", "--for", "600s"]).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut vmscope = command.spawn().expect("vmscope can be started");
+    let mut vmscope = Session(command.spawn().expect("vmscope can be started"));
     let mut found = None;
     until("the breakpoint", || {
-        found = guardian(vmscope.id());
+        found = guardian(vmscope.0.id());
         let devices = guest.qmp("query-chardev", json!({})).to_string();
-        found.is_some() && !devices.contains("disconnected:unix:") || !is_alive(vmscope.id())
+        found.is_some() && !devices.contains("disconnected:unix:") || !is_alive(vmscope.0.id())
     });
-    vmscope.kill().expect("kill -9");
-    vmscope.wait().expect("its end");
+    vmscope.kill();
     let (pid, left) = found.expect("a guardian, whatever the program's name is");
     until("the guardian's end", || !is_alive(pid));
     assert!(!left.exists());

@@ -145,9 +145,6 @@ impl Control {
         let status = control.status()?;
         control.running = status == RunState::Running;
         control.foreign = !control.running;
-        for notice in &control.notices {
-            control.outside.tell(News::Said(notice.clone()));
-        }
         let memory_bytes = plugs::memory_bytes(&mut control.qmp());
         control.outside.memory_bytes = memory_bytes;
         if status == RunState::Debug {
@@ -156,6 +153,9 @@ impl Control {
                  to let it run"
                     .into(),
             );
+        }
+        for notice in &control.notices {
+            control.outside.tell(News::Said(notice.clone()));
         }
         Ok(control)
     }

@@ -32,6 +32,7 @@ mod process;
 mod qmp;
 mod run_state;
 mod state_folder;
+mod state_places;
 mod steps;
 mod stub;
 mod transport;

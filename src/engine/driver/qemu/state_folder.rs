@@ -9,15 +9,17 @@ use std::{
     fs::File,
     hash::{BuildHasher, RandomState},
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{self, AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid},
+    fs::{self, AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, Uid},
     io::Errno,
     process::geteuid,
 };
+
+use super::state_places::{Base, FOLDER, bases, is_ours, names, open_folder};
 
 /// What the names of the folders begin with.
 pub const PREFIX: &str = "vmscope-qemu-";
@@ -27,8 +29,6 @@ const STUB: &str = "stub";
 const SOCKET: &str = "gdb";
 /// The largest file that is read.
 const LARGEST: u64 = 64 << 10;
-/// Most entries of a shared folder that are looked at: others may fill it.
-const MOST_ENTRIES: usize = 1 << 16;
 /// The longest path of a Unix socket (unix(7)).
 const LONGEST_SOCKET: usize = 107;
 /// How often another name is tried.
@@ -100,7 +100,7 @@ impl Folder {
         let mut all = Vec::new();
         for base in bases() {
             let Ok(parent) = base.open(false) else { continue };
-            for name in names(&parent, MOST_ENTRIES) {
+            for name in names(&parent) {
                 if !name.to_string_lossy().starts_with(PREFIX) {
                     continue;
                 }
@@ -237,12 +237,12 @@ impl Folder {
 
     fn try_remove(&self) -> Result<(), Errno> {
         if let Ok(stub) = fs::openat(&self.descriptor, STUB, FOLDER, Mode::empty()) {
-            for name in names(&stub, MOST_ENTRIES) {
+            for name in names(&stub) {
                 let _ = fs::unlinkat(&stub, &name, AtFlags::empty());
             }
             let _ = fs::unlinkat(&self.descriptor, STUB, AtFlags::REMOVEDIR);
         }
-        let mut files = names(&self.descriptor, MOST_ENTRIES);
+        let mut files = names(&self.descriptor);
         files.sort_by_key(|name| name == Path::new(LOCK));
         for name in &files {
             let _ = fs::unlinkat(&self.descriptor, name, AtFlags::empty());
@@ -257,81 +257,6 @@ impl Folder {
         }
         fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
     }
-}
-
-const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// A place where folders are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Base {
-    path: PathBuf,
-    /// Whether it is a folder of vmscope's own, to be made and to be entered by us alone; else one that all share.
-    is_own: bool,
-}
-
-impl Base {
-    fn open(&self, make: bool) -> io::Result<OwnedFd> {
-        if !self.is_own {
-            let folder = fs::openat(CWD, &self.path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            let mode = Mode::from_raw_mode(fs::fstat(&folder)?.st_mode);
-            // Else others could put something of theirs in the place of what is ours.
-            let is_safe = mode.contains(Mode::SVTX) || !mode.intersects(Mode::WGRP | Mode::WOTH);
-            return if is_safe { Ok(folder) } else { Err(io::ErrorKind::PermissionDenied.into()) };
-        }
-        if make && let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) {
-            // Root's /run is the system's, a user's own folder the user's: nobody else writes there.
-            let parent = open_folder(CWD, parent)?;
-            match fs::mkdirat(&parent, name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        open_folder(CWD, &self.path)
-    }
-}
-
-/// Where folders are, the best first: one that other users cannot write into, and `/tmp` where there is none.
-fn bases() -> Vec<Base> {
-    let user = geteuid();
-    let mut bases = Vec::new();
-    let mut add = |path: PathBuf, is_own| {
-        let base = Base { path, is_own };
-        if base.path.is_absolute() && !bases.contains(&base) {
-            bases.push(base);
-        }
-    };
-    if user.is_root() {
-        add("/run/vmscope".into(), true);
-    }
-    if let Some(folder) = std::env::var_os("XDG_RUNTIME_DIR") {
-        add(PathBuf::from(folder).join("vmscope"), true);
-    }
-    // Where that is, also for a session that was started without the variable (cron, su).
-    add(format!("/run/user/{}/vmscope", user.as_raw()).into(), true);
-    add("/tmp".into(), false);
-    add(std::env::temp_dir(), false);
-    bases
-}
-
-/// Opens a folder that is ours and that nobody else can write into.
-fn open_folder(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
-    let folder = fs::openat(at, path, FOLDER, Mode::empty())?;
-    let data = fs::fstat(&folder)?;
-    let others_write = Mode::from_raw_mode(data.st_mode).intersects(Mode::WGRP | Mode::WOTH);
-    if is_ours(&data) && !others_write { Ok(folder) } else { Err(io::ErrorKind::PermissionDenied.into()) }
-}
-
-fn is_ours(data: &Stat) -> bool {
-    data.st_uid == geteuid().as_raw()
-}
-
-/// The names in a folder, except those of itself and its parent.
-fn names(folder: &OwnedFd, most: usize) -> Vec<PathBuf> {
-    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-    let Ok(entries) = Dir::read_from(folder) else { return Vec::new() };
-    let names =
-        entries.filter_map(Result::ok).map(|entry| PathBuf::from(OsStr::from_bytes(entry.file_name().to_bytes())));
-    names.filter(|name| name.as_os_str() != "." && name.as_os_str() != "..").take(most).collect()
 }
 
 #[cfg(test)]
