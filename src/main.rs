@@ -17,7 +17,7 @@ use vmscope::{
     cli::{Cli, Demo, Guest, Libvirt, Qemu},
     engine::{
         command::Engine,
-        driver::qemu::{self, QemuOptions},
+        driver::qemu::{self, QemuOptions, guardian},
         snapshot::clean_lines,
         worker::{self, DemoOptions, StartOptions},
     },
@@ -124,14 +124,16 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
         storm_limit: cli.options.storm_limit,
         profile: cli.options.profile.clone(),
     };
+    let guardian = Some(guardian::this_program());
     match cli.guest.clone() {
         None => start_demo(Demo::default(), options),
         Some(Guest::Demo(demo)) => start_demo(demo, options),
         Some(Guest::Qemu(Qemu { qmp, pid, gdb, memory, .. })) => {
-            worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, ..QemuOptions::default() }, options)
+            worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, guardian, ..QemuOptions::default() }, options)
         }
         Some(Guest::Libvirt(Libvirt { domain, connect, .. })) => {
-            worker::start_qemu(QemuOptions { domain: Some(domain), connect, ..QemuOptions::default() }, options)
+            let domain = Some(domain);
+            worker::start_qemu(QemuOptions { domain, connect, guardian, ..QemuOptions::default() }, options)
         }
         Some(Guest::Guardian(_) | Guest::Guests { .. } | Guest::Completions { .. } | Guest::Man) => {
             Err("this command watches no guest".into())

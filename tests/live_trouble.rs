@@ -1,5 +1,7 @@
 //! What can go wrong with a real guest: each thing gets one clear sentence, and the guest runs on.
 
+#[path = "live/kills.rs"]
+mod kills;
 mod live;
 
 use std::{
@@ -232,4 +234,18 @@ fn a_socket_that_is_not_qemus_is_named() {
         QemuOptions { qmp: Some(format!("unix:{}", dir.path().join("none").display())), ..QemuOptions::default() };
     let refused = start_qemu(gone, StartOptions::default()).expect_err("no socket");
     assert!(refused.contains("none"), "{refused}");
+}
+
+#[test]
+fn a_session_that_nobody_guards_says_so_on_the_screen() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let qmp = Some(format!("unix:{}", guest.qmp_socket().display()));
+    let dashboard = Dashboard::of(QemuOptions { qmp, ..QemuOptions::default() }, StartOptions::default());
+    dashboard.wait("the kernel", |s| s.status == Status::Running && s.notice.is_none());
+    dashboard.ask(breakpoint("do_sys_openat2")).expect("a breakpoint");
+    let says =
+        |s: &vmscope::engine::snapshot::Snapshot| s.notice.as_deref().is_some_and(|text| text.contains("no guardian"));
+    dashboard.wait("the notice", says);
+    dashboard.close();
+    assert_eq!(guest.sh("echo runs"), "runs\n");
 }

@@ -8,11 +8,12 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use etcetera::BaseStrategy;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -275,6 +276,10 @@ fn text_of(path: &Path) -> io::Result<String> {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // Root in a user's environment (sudo -E) must not be led elsewhere by that user's links.
+        if fs::symlink_metadata(folder)?.uid() != geteuid().as_raw() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "its folder is another user's"));
+        }
     }
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     // What a run of the same number has left half done.

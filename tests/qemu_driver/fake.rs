@@ -72,6 +72,8 @@ pub struct Machine {
     /// Steps that fault: the vCPU comes to a handler and the instruction comes again.
     pub faulting_steps: usize,
     pub stub_is_taken: bool,
+    /// What packets begin with that are taken, and never answered.
+    pub swallows: Option<&'static str>,
     pub silent: bool,
     pub architecture: &'static str,
     /// KVM: four debug registers, INT3 in memory, and no way past a breakpoint but RF or without it.
@@ -159,6 +161,7 @@ impl Fake {
             sticky_steps: 0,
             faulting_steps: 0,
             stub_is_taken: false,
+            swallows: None,
             silent: false,
             architecture: "x86_64",
             kvm: false,
@@ -254,6 +257,15 @@ impl Machine {
         if let Some(event) = event {
             self.event(event);
         }
+    }
+
+    /// Somebody ends the stub; breakpoints are the machine's, and stay.
+    pub fn end_stub(&mut self) {
+        if let Some(gdb) = self.gdb.take() {
+            let _ = gdb.shutdown(std::net::Shutdown::Both);
+        }
+        self.gdb_address = None;
+        self.devices.iter_mut().for_each(Devices::end_stub);
     }
 
     /// A vCPU is unplugged, wherever it was.
@@ -426,6 +438,12 @@ impl Machine {
         if !quiet {
             self.log.push(packet.to_owned());
         }
+        if self.swallows.is_some_and(|prefix| packet.starts_with(prefix)) {
+            if let Some(point) = packet.strip_prefix('Z') {
+                self.points.push(point.to_owned());
+            }
+            return;
+        }
         let reply = match packet {
             "?" => {
                 for va in self.saved.keys().copied().collect::<Vec<_>>() {
@@ -566,9 +584,7 @@ impl Machine {
             ),
             "gdbserver none" => {
                 self.log.push(line.to_owned());
-                self.gdb = None;
-                self.gdb_address = None;
-                self.devices.iter_mut().for_each(Devices::end_stub);
+                self.end_stub();
                 "Disabled gdbserver\r\n".to_owned()
             }
             _ if line.starts_with("gdbserver chardev:") => {

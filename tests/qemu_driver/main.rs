@@ -3,12 +3,12 @@
 mod devices;
 mod fake;
 mod kvm;
+mod leaving;
 mod outside;
 
 use std::{
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -485,24 +485,6 @@ fn a_qemu_that_goes_silent_is_lost() {
 }
 
 #[test]
-fn a_qemu_that_hangs_while_it_is_left_is_freed_once_it_goes_on() {
-    let fake = Fake::new();
-    let guardian = Some(env!("CARGO_BIN_EXE_vmscope").into());
-    let driver = fake::attach(QemuOptions { guardian, ..fake.options() }).expect("it attaches");
-    set(&driver).expect("a breakpoint");
-    fake.lock().silent = true;
-    drop(driver);
-    assert!(fake.lock().gdb_address.is_some(), "the stub could not be ended");
-    fake.take_log();
-    fake.lock().silent = false;
-    // Once for the stub that was left, once for the one through which the guest was freed.
-    let ended = |line: &&String| *line == "gdbserver none";
-    assert!(fake.wait_until(|machine| machine.log.iter().filter(ended).count() == 2), "{:?}", fake.lock().log);
-    let machine = fake.lock();
-    assert!(machine.running && machine.points.is_empty() && machine.gdb_address.is_none(), "{:?}", machine.log);
-}
-
-#[test]
 fn a_stub_that_a_dead_session_left_without_its_folder_is_replaced() {
     let fake = Fake::new();
     fake.lock().gdb_address = Some("/tmp/vmscope-qemu-0-0/stub/gdb".into());
@@ -565,89 +547,4 @@ fn a_device_that_a_dead_session_left_is_taken_out_and_that_of_a_living_one_is_no
     drop(driver);
     assert_eq!(fake.take_log().first().map(String::as_str), Some("gdbserver none"));
     assert!(fake.lock().running && fake.lock().devices.as_ref().is_some_and(Devices::is_empty));
-}
-
-#[test]
-fn the_guardian_frees_the_guest_over_a_descriptor() {
-    let fake = Fake::new();
-    let (_, theirs) = UnixStream::pair().expect("a pair");
-    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", theirs));
-    fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
-    fake.lock().stop("debug");
-    let folder = dead_session(&fake, false);
-    // Dropping the pipe says nothing, as the end of the parent does.
-    let mut guardian = Command::new(env!("CARGO_BIN_EXE_vmscope"))
-        .arg("guardian")
-        .arg(folder.path())
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("a guardian");
-    drop(guardian.stdin.take());
-    assert!(guardian.wait().expect("it ends").success());
-    let machine = fake.lock();
-    let devices = machine.devices.as_ref().expect("as above");
-    assert!(machine.running && machine.points.is_empty() && devices.is_empty(), "{:?} {devices:?}", machine.log);
-}
-
-/// A dead session's folder, as the driver writes it.
-fn dead_session(fake: &Fake, leave_paused: bool) -> tempfile::TempDir {
-    let folder = tempfile::Builder::new().prefix("vmscope-qemu-").tempdir_in("/tmp").expect("a folder");
-    std::fs::create_dir(folder.path().join("stub")).expect("a folder");
-    let state = serde_json::json!({
-        "owner": [u32::MAX, 1], "qemu": null, "qmp": fake.options().qmp, "stub": "unix:/gone", "stub_is_ours": true,
-        "leave_paused": leave_paused,
-        "patches": [{ "va": BREAKPOINT, "pa": BREAKPOINT_PA, "original": [0x90, 1, 2] }],
-    });
-    std::fs::write(folder.path().join("state.json"), state.to_string()).expect("room");
-    folder
-}
-
-#[test]
-fn the_guardian_frees_the_guest_when_its_parent_says_nothing() {
-    for (leave_paused, word, want) in [(false, "", "D;1"), (true, "", "gdbserver none"), (false, "bye\n", "")] {
-        let fake = Fake::new();
-        fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
-        fake.lock().write(BREAKPOINT_PA, &[0xcc, 1, 2]);
-        fake.lock().stop("debug");
-        let folder = dead_session(&fake, leave_paused);
-        let mut guardian = Command::new(env!("CARGO_BIN_EXE_vmscope"))
-            .arg("guardian")
-            .arg(folder.path())
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("a guardian");
-        guardian.stdin.take().expect("a pipe").write_all(word.as_bytes()).expect("room");
-        assert!(guardian.wait().expect("it ends").success());
-        let log = fake.take_log();
-        assert_eq!(log.iter().any(|line| line == want), !want.is_empty(), "{log:?}");
-        let machine = fake.lock();
-        assert_eq!(machine.points.is_empty(), word.is_empty());
-        assert_eq!(
-            machine.byte(BREAKPOINT_PA),
-            if word.is_empty() { 0x90 } else { 0xcc },
-            "what QEMU has left in memory"
-        );
-        assert_eq!(machine.running, word.is_empty() && !leave_paused);
-    }
-}
-
-#[test]
-fn the_next_session_repairs_what_a_dead_one_left() {
-    let fake = Fake::new();
-    fake.lock().points.push(format!("0,{BREAKPOINT:x},1"));
-    fake.lock().stop("debug");
-    let guard = fake::ATTACHING.write();
-    let folder = dead_session(&fake, false);
-    let state = std::fs::read_to_string(folder.path().join("state.json")).expect("the state");
-    let me = std::process::id();
-    let stat = std::fs::read_to_string(format!("/proc/{me}/stat")).expect("stat");
-    let started: u64 =
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)?.parse().ok()).expect("a time");
-    let state = state.replace("\"qemu\":null", &format!("\"qemu\":[{me},{started}]"));
-    std::fs::write(folder.path().join("state.json"), state).expect("room");
-    let driver = QemuDriver::attach(fake.options()).expect("it attaches");
-    drop(guard);
-    assert!(driver.notices().iter().any(|notice| notice.contains("died")), "{:?}", driver.notices());
-    assert!(!driver.is_paused() && fake.lock().running && fake.lock().points.is_empty());
-    assert!(!folder.path().exists());
 }

@@ -122,6 +122,11 @@ pub trait VmiDriver: 'static {
         Vec::new()
     }
 
+    /// What the user should know for as long as it is so, beside what can and cannot be done.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     /// The vCPUs that there are now, in order: after one was unplugged their numbers have a gap.
     fn vcpu_ids(&self) -> Vec<VcpuId> {
         (0..self.info().map_or(0, |info| info.vcpus)).map(VcpuId).collect()

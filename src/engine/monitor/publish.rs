@@ -33,6 +33,7 @@ struct Said {
     parts: [u64; 8],
     counters: Counters,
     run: Run,
+    notice: Option<Arc<str>>,
     truncated: bool,
     detail: Option<Arc<Detail>>,
     search: Option<SearchProgress>,
@@ -53,6 +54,7 @@ impl Said {
             ],
             counters: Counters { snapshots: 0, ..snapshot.counters },
             run: snapshot.run.clone(),
+            notice: snapshot.notice.clone(),
             truncated: snapshot.processes_truncated,
             detail: snapshot.detail.clone(),
             search: snapshot.search.as_deref().copied(),
@@ -150,6 +152,13 @@ impl Publisher {
         self.current.notice = notice.map(|notice| clean(&notice, LONGEST_NOTICE).into());
     }
 
+    /// Shows what the driver has to say for as long as it says so.
+    fn warn(&mut self, warning: Option<String>) {
+        if self.current.notice.as_deref() != warning.as_deref() {
+            self.current.notice = warning.map(Into::into);
+        }
+    }
+
     pub(super) fn set_processes(&mut self, processes: Vec<Process>, truncated: bool) {
         self.current.processes.set(processes);
         self.current.processes_truncated = truncated;
@@ -215,6 +224,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         self.refresh_faults(vmi);
         // What is shown has been told: a state that others end at once is not shown without its line.
         let run = self.last_run.clone();
+        self.publisher.warn(vmi.core().driver().warning());
         self.fill(vmi.core(), if run.is_running() { Status::Running } else { Status::Paused }, run);
     }
 

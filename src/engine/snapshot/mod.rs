@@ -86,7 +86,8 @@ pub struct Snapshot {
     pub read_only: bool,
     /// "demo", "qemu", "xen", "dump" or "replay".
     pub driver: &'static str,
-    /// A sentence about the engine itself: what it is doing while it attaches, why the guest was lost.
+    /// A sentence about the engine itself: what it is doing while it attaches, what the user should know while it runs (that
+    /// nobody frees the guest if vmscope is killed), why the guest was lost.
     pub notice: Option<Arc<str>>,
     /// The machine.
     pub guest: Part<Guest>,

@@ -26,7 +26,7 @@ pub(super) fn find(options: &QemuOptions) -> Result<Found, VmiError> {
     }
     match (&options.qmp, options.pid) {
         (Some(address), pid) => {
-            let qmp = Qmp::connect(&address.parse()?, GREETING_TIME)?;
+            let qmp = Qmp::connect(&address.parse::<Address>()?.absolute(), GREETING_TIME)?;
             let pid = pid.or_else(|| qmp.peer().map(|(pid, ..)| pid));
             Ok(Found { qmp, pid })
         }

@@ -17,8 +17,9 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    leftover,
+    process,
     qmp::Qmp,
+    state_folder::Folder,
     transport::{Address, Stream},
 };
 use crate::engine::{error::VmiError, snapshot::clean};
@@ -44,21 +45,28 @@ pub fn new_name() -> String {
     format!("{DEVICE}{LABEL}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Starts QEMU's gdb stub under a name from [`new_name`] and connects to it: over a descriptor, else over `socket`. The
-/// guest stops. A stub that QEMU had is gone then.
+/// Starts QEMU's gdb stub under a name from [`new_name`] and connects to it: over a descriptor, else over a socket file in a
+/// session's folder, where QEMU's user can make it. The guest stops. A stub that QEMU had is gone then.
 ///
 /// # Errors
 /// QEMU's own words; [`VmiError::Lost`] when it is gone.
-pub fn open(monitor: &Mutex<Qmp>, name: &str, socket: &Path) -> Result<Channel, VmiError> {
+pub fn open(
+    monitor: &Mutex<Qmp>,
+    name: &str,
+    folder: &Folder,
+    qemus_user: Option<(u32, u32)>,
+) -> Result<Channel, VmiError> {
     let mut qmp = monitor.lock().unwrap_or_else(PoisonError::into_inner);
     match over_descriptor(&mut qmp, name) {
         Ok(stream) => return Ok(Channel { stream, name: name.to_owned() }),
         Err(error @ VmiError::Lost(_)) => return Err(error),
         Err(error) => tracing::info!("QEMU's gdb stub is reached over a socket file, because {error}"),
     }
-    leftover::start_stub(&mut qmp, socket)?;
+    let doing = || format!("making a place in {} for the gdb stub's socket", folder.path().display());
+    let socket = folder.socket(qemus_user).map_err(|error| VmiError::driver(doing(), error))?;
+    start(&mut qmp, &socket)?;
     drop(qmp);
-    let address = Address::Unix(socket.to_owned());
+    let address = Address::Unix(socket);
     let stream = Stream::connect(&address, CONNECT_TIME)
         .map_err(|error| VmiError::driver(format!("connecting to QEMU's gdb stub at {address}"), error))?;
     Ok(Channel { stream, name: address.to_string() })
@@ -88,12 +96,30 @@ fn over_descriptor(qmp: &mut Qmp, name: &str) -> Result<Stream, VmiError> {
     }
 }
 
+/// Makes QEMU listen for a gdb client on a Unix socket; one that it had is gone then.
+fn start(qmp: &mut Qmp, socket: &Path) -> Result<(), VmiError> {
+    // Its socket is bound when the command returns.
+    let said = qmp.human(&format!("gdbserver unix:{},server=on,wait=off", socket.display()), None)?;
+    if said.starts_with("Waiting") {
+        return Ok(());
+    }
+    Err(VmiError::driver("starting QEMU's gdb stub", clean(said.trim(), 200)))
+}
+
+/// Ends QEMU's gdb stub, whoever started it.
+///
+/// # Errors
+/// As [`Qmp::human`].
+pub fn stop(qmp: &mut Qmp) -> Result<(), VmiError> {
+    qmp.human("gdbserver none", None).map(drop)
+}
+
 /// Ends a stub that was started for a session, by the name that its [`Channel`] had.
 ///
 /// # Errors
 /// As [`Qmp::human`].
 pub fn close(qmp: &mut Qmp, name: &str) -> Result<(), VmiError> {
-    leftover::stop_stub(qmp)?;
+    stop(qmp)?;
     let Some(label) = name.strip_prefix(DEVICE) else { return Ok(()) };
     // The device goes with its stub; one that had no stub yet does not.
     match qmp.execute("chardev-remove", json!({ "id": label })) {
@@ -127,11 +153,53 @@ pub fn clear(qmp: &mut Qmp) -> Result<Present, VmiError> {
     Ok(Present::Nothing)
 }
 
+/// The device by which a session other than that of this stub is connected.
+///
+/// # Errors
+/// As [`Qmp::execute`].
+pub fn session(qmp: &mut Qmp, name: &str) -> Result<Option<String>, VmiError> {
+    let own = name.strip_prefix(DEVICE);
+    let is_other = |(label, filename): &(String, String)| {
+        label.starts_with(LABEL) && !filename.starts_with("disconnected:") && Some(label.as_str()) != own
+    };
+    Ok(devices(qmp)?.into_iter().find(is_other).map(|(label, _)| clean(&label, 60)))
+}
+
+/// The stub that QEMU serves at an address, as that is reached from here, and whether somebody is connected.
+///
+/// # Errors
+/// As [`Qmp::execute`].
+pub fn served(qmp: &mut Qmp, pid: Option<u32>) -> Result<Option<(Address, bool)>, VmiError> {
+    let stub = devices(qmp)?.into_iter().find(|(label, _)| label == "gdb");
+    Ok(stub.and_then(|(_, name)| {
+        let free = name.strip_prefix("disconnected:");
+        let address = free.unwrap_or(&name).parse().ok()?;
+        Some((from_here(address, pid), free.is_none()))
+    }))
+}
+
+/// QEMU tells a socket's path as it was told itself: from its own folder on, in its own view of the files.
+fn from_here(address: Address, pid: Option<u32>) -> Address {
+    match (address, pid) {
+        (Address::Unix(path), Some(pid)) => {
+            Address::Unix(process::path_from_here(pid, process::folder(pid).join(path)))
+        }
+        (address, _) => address,
+    }
+}
+
+/// Connecting would wait for ever, and stop the guest when the other one has long gone.
+pub fn taken(how: &str) -> VmiError {
+    VmiError::Invalid(format!(
+        "another debugger is connected to the guest's gdb stub {how}, which serves one at a time: end that one first"
+    ))
+}
+
 /// QEMU's character devices: label and what it calls their file.
 ///
 /// # Errors
 /// As [`Qmp::execute`].
-pub fn devices(qmp: &mut Qmp) -> Result<Vec<(String, String)>, VmiError> {
+fn devices(qmp: &mut Qmp) -> Result<Vec<(String, String)>, VmiError> {
     let devices = qmp.execute("query-chardev", json!({}))?;
     let text = |device: &Value, name| device.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     Ok(devices.as_array().into_iter().flatten().map(|one| (text(one, "label"), text(one, "filename"))).collect())

@@ -17,12 +17,11 @@ use super::{
     QemuOptions, cpu_text,
     events::Place,
     gdb::{Gdb, Stop, Thread},
-    guardian::Guardian,
+    guard::Guard,
+    identity::Identity,
     int3::Patch,
-    leftover::{self, Folder},
-    plugs,
+    leftover, plugs,
     points::Point,
-    process,
     qmp::Qmp,
     run_state::Outside,
     transport::Address,
@@ -47,7 +46,7 @@ pub(super) struct Control {
     pub(super) pid: Option<u32>,
     pub(super) vcpus: Vec<VcpuId>,
     pub(super) kvm: bool,
-    pub(super) qmp_address: String,
+    pub(super) identity: Identity,
     pub(super) gdb_option: Option<Address>,
     pub(super) guardian_program: Option<PathBuf>,
 
@@ -55,7 +54,13 @@ pub(super) struct Control {
     /// Where the stub is: an address, or the device that it is reached by (see `channel`).
     pub(super) stub_address: Option<String>,
     pub(super) stub_is_ours: bool,
-    pub(super) guard: Option<(Option<Guardian>, Folder)>,
+    pub(super) guard: Option<Guard>,
+    /// Whether something was done to the guest that was not taken back for certain: written down before it is done.
+    pub(super) touched: bool,
+    /// Whether freeing the guest was given up, and is left to others.
+    pub(super) gave_up: bool,
+    /// What the user is to know of a session that nobody guards.
+    pub(super) unguarded: Option<String>,
 
     /// Whether the guest runs, as far as we know.
     pub(super) running: bool,
@@ -96,24 +101,26 @@ pub(super) struct Control {
 
 impl Control {
     pub fn new(qmp: Qmp, pid: Option<u32>, kvm: bool, options: &QemuOptions) -> Result<Self, VmiError> {
-        let qmp_address = qmp.address().to_string();
-        let qemu = pid.and_then(|pid| Some((pid, process::start_time(pid)?)));
+        let identity = Identity::of(&qmp, pid);
         let monitor = Arc::new(Mutex::new(qmp));
-        let notices = if options.read_only { Vec::new() } else { leftover::repair_all(&monitor, qemu, &qmp_address)? };
+        let notices = if options.read_only { Vec::new() } else { leftover::repair_all(&monitor, &identity)? };
         let vcpus = plugs::vcpus(&mut monitor.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let gdb_option = options.gdb.as_deref().map(str::parse).transpose()?;
+        let gdb_option = options.gdb.as_deref().map(str::parse).transpose()?.map(Address::absolute);
         let mut control = Self {
             monitor,
             pid,
             vcpus,
             kvm,
-            qmp_address,
+            identity,
             gdb_option,
             guardian_program: options.guardian.clone(),
             stub: None,
             stub_address: None,
             stub_is_ours: false,
             guard: None,
+            touched: false,
+            gave_up: false,
+            unguarded: None,
             running: true,
             pauses: 0,
             foreign: false,
@@ -146,6 +153,9 @@ impl Control {
                  to let it run"
                     .into(),
             );
+        }
+        for notice in &control.notices {
+            control.outside.tell(News::Said(notice.clone()));
         }
         Ok(control)
     }
@@ -310,7 +320,7 @@ impl Control {
     }
 
     pub fn pause(&mut self) -> Result<(), VmiError> {
-        self.guard()?;
+        self.touch()?;
         self.listen()?;
         if self.stub.is_some() {
             self.hold()?;

@@ -1,15 +1,14 @@
 //! What a session leaves behind when it dies, and how that is repaired.
 //!
 //! QEMU forgets nothing when a gdb client dies: the guest runs into its breakpoints and stands for ever. So before a
-//! session touches the guest it writes down, in a folder of its own, which guest that is and how to let go of it. The
-//! guardian process reads it when the session dies, and so does the next session, whoever comes first.
+//! session touches the guest it writes down, in a folder of its own, which guest that is and how to let go of it, and that
+//! it is touched from now on. Only an acknowledged detach clears that. Whoever finds it set (the session on leaving, its
+//! guardian, the next start) connects anew and repairs; who dies in the midst of it leaves it set for the next one.
 
 use std::{
-    fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -18,268 +17,250 @@ use serde_json::{Value, json};
 use super::{
     channel::{self, Channel},
     gdb::Gdb,
+    identity::Identity,
     int3::Patch,
     process,
     qmp::Qmp,
+    state_folder::{Folder, PREFIX},
     transport::Address,
 };
 use crate::engine::error::VmiError;
 
-const PREFIX: &str = "vmscope-qemu-";
 const STATE: &str = "state.json";
+/// Where versions before 0.2 put the state while they repaired.
 const CLAIMED: &str = "state.claimed";
-/// The largest state file that is read.
-const LARGEST_STATE: u64 = 64 << 10;
+/// How long QEMU may take to greet somebody who wants to repair.
+const GREETING_TIME: Duration = Duration::from_secs(1);
 
 /// What somebody else must know to let go of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// The session's process and when that started.
+    /// The session's process and when that started, in its pid namespace: for messages, and in what older versions wrote.
     pub owner: (u32, u64),
-    /// QEMU's process and when that started; `None` when it is on another machine.
-    pub qemu: Option<(u32, u64)>,
-    /// QEMU's QMP socket.
-    pub qmp: String,
+    /// The QEMU.
+    #[serde(flatten)]
+    pub identity: Identity,
     /// The gdb stub that is used, if any: its address, or the device in QEMU that it is reached by.
     pub stub: Option<String>,
     /// Whether the session started that stub.
     pub stub_is_ours: bool,
     /// Whether the guest was stopped by somebody else, and so stays stopped.
     pub leave_paused: bool,
+    /// Whether something was done to the guest that was not taken back for certain.
+    #[serde(default = "yes")]
+    pub touched: bool,
     /// What may be in guest memory.
     #[serde(default)]
     pub patches: Vec<Patch>,
 }
 
+/// Older versions did not write it down.
+fn yes() -> bool {
+    true
+}
+
 impl State {
-    fn is_dead(&self) -> bool {
+    /// Writes it into a session's folder.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self, folder: &Folder) -> io::Result<()> {
+        folder.write(STATE, &serde_json::to_vec(self)?)
+    }
+
+    /// Reads it; `None` when there is none.
+    ///
+    /// # Errors
+    /// What the system says; `InvalidData` when it is not one.
+    pub fn read(folder: &Folder) -> io::Result<Option<Self>> {
+        let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match folder.read(STATE).or_else(|error| if is_missing(&error) { folder.read(CLAIMED) } else { Err(error) }) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether its session is an older version's, which holds no lock, and lives.
+    fn is_held_without_lock(&self) -> bool {
         let (pid, started) = self.owner;
-        process::start_time(pid) != Some(started)
+        self.identity.is_of_older_version() && process::start_time(pid) == Some(started)
     }
-}
-
-/// A session's folder: its state and the socket of the stub that it starts.
-#[derive(Debug)]
-pub struct Folder {
-    path: PathBuf,
-    socket_folder: PathBuf,
-}
-
-impl Folder {
-    /// Makes a folder that only this user, and QEMU's where that is another one, can enter.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn new(qemus_user: Option<(u32, u32)>) -> io::Result<Self> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for base in bases() {
-            for attempt in 0..100 {
-                let path = base.join(format!("{PREFIX}{}-{attempt}", std::process::id()));
-                // The path of a Unix socket has room for 107 bytes.
-                if path.as_os_str().len() > 90 {
-                    break;
-                }
-                match DirBuilder::new().mode(0o700).create(&path) {
-                    Ok(()) => return Self::prepare(path, qemus_user),
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(error) => {
-                        last = error;
-                        break;
-                    }
-                }
-            }
-        }
-        Err(last)
-    }
-
-    fn prepare(path: PathBuf, qemus_user: Option<(u32, u32)>) -> io::Result<Self> {
-        let folder = Self { socket_folder: path.join("stub"), path };
-        DirBuilder::new().mode(0o700).create(&folder.socket_folder)?;
-        let mine = fs::metadata(&folder.path)?.uid();
-        if let Some((user, group)) = qemus_user.filter(|&(user, _)| user != mine) {
-            // Only root gets here with success: QEMU runs as a user of its own and has to make its socket.
-            chown(&folder.socket_folder, Some(user), Some(group))?;
-            fs::set_permissions(&folder.path, Permissions::from_mode(0o711))?;
-        }
-        Ok(folder)
-    }
-
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where the stub's socket is to be.
-    pub fn socket(&self) -> PathBuf {
-        self.socket_folder.join("gdb")
-    }
-
-    /// Writes the state, all of it or nothing.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn write(&self, state: &State) -> io::Result<()> {
-        let new = self.path.join("state.new");
-        fs::write(&new, serde_json::to_vec(state)?)?;
-        fs::rename(new, self.path.join(STATE))
-    }
-
-    /// Removes the folder, when there is nothing left to repair.
-    pub fn remove(self) {
-        remove(&self.path);
-    }
-}
-
-/// Where sessions' folders are: `/tmp` comes first, because QEMU may be another user's and has to get there.
-fn bases() -> Vec<PathBuf> {
-    let mut bases = vec![PathBuf::from("/tmp")];
-    let own = std::env::temp_dir();
-    if !bases.contains(&own) {
-        bases.push(own);
-    }
-    bases
 }
 
 /// Whether this is the address of a stub that a session started and could not end, whose folder is gone: nobody can
 /// connect to it.
 pub fn is_orphan(stub: &Address) -> bool {
     let Address::Unix(socket) = stub else { return false };
-    let is_ours = socket.iter().any(|part| part.to_string_lossy().starts_with(PREFIX));
-    is_ours && !socket.exists()
-}
-
-fn remove(folder: &Path) {
-    if let Err(error) = fs::remove_dir_all(folder)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, folder = %folder.display(), "could not remove a session's folder");
-    }
-}
-
-/// Reads a session's state; `None` when there is none, when it is not one, or when it is another user's.
-fn read(folder: &Path) -> Option<State> {
-    let file = folder.join(STATE);
-    let data = fs::symlink_metadata(&file).ok()?;
-    let mine = fs::metadata("/proc/self").ok()?.uid();
-    if !data.is_file() || data.len() > LARGEST_STATE || data.uid() != mine {
-        return None;
-    }
-    serde_json::from_slice(&fs::read(file).ok()?).ok()
+    socket.iter().any(|part| part.to_string_lossy().starts_with(PREFIX)) && !socket.exists()
 }
 
 /// Repairs what dead sessions have left on this guest; says what was done, a sentence each.
 ///
 /// # Errors
 /// When QEMU is gone.
-pub fn repair_all(qmp: &Arc<Mutex<Qmp>>, qemu: Option<(u32, u64)>, address: &str) -> Result<Vec<String>, VmiError> {
+pub fn repair_all(qmp: &Arc<Mutex<Qmp>>, identity: &Identity) -> Result<Vec<String>, VmiError> {
     let mut notices = Vec::new();
-    for base in bases() {
-        for entry in fs::read_dir(base).into_iter().flatten().filter_map(Result::ok) {
-            let folder = entry.path();
-            if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
-                continue;
-            }
-            let Some(state) = read(&folder) else { continue };
-            let is_this = if qemu.is_some() { state.qemu == qemu } else { state.qmp == address };
-            let qemu_has_ended = state.qemu.is_some_and(|(pid, started)| process::start_time(pid) != Some(started));
-            if !state.is_dead() || !(is_this || qemu_has_ended) || !claim(&folder) {
-                continue;
-            }
-            if !is_this {
-                remove(&folder);
-                continue;
-            }
-            let owner = state.owner.0;
-            match repair(qmp, &folder, &state) {
-                Ok(()) => {
-                    remove(&folder);
-                    let runs = if state.leave_paused { "" } else { ", and the guest runs" };
-                    notices.push(format!(
-                        "a vmscope that died (process {owner}) had left breakpoints or a pause in this guest: they were \
-                         taken out{runs}"
-                    ));
+    for mut folder in Folder::all() {
+        let state = match State::read(&folder) {
+            Ok(Some(state)) => state,
+            // A session that died before it had written anything; or one that is about to, which holds the lock.
+            Ok(None) if folder.has_lock() && folder.try_lock().unwrap_or(false) => {
+                if matches!(State::read(&folder), Ok(None)) {
+                    folder.remove();
                 }
-                Err(error) => {
-                    unclaim(&folder);
-                    if let VmiError::Lost(_) = error {
-                        return Err(error);
-                    }
-                    notices.push(format!(
-                        "a vmscope that died (process {owner}) has left breakpoints or a pause in this guest, and they \
-                         could not be taken out: {error}"
-                    ));
-                }
+                continue;
             }
+            _ => continue,
+        };
+        let is_this = state.identity.is(identity);
+        if !is_this && !state.identity.has_ended() || state.is_held_without_lock() {
+            continue;
+        }
+        if !folder.try_lock().unwrap_or(false) {
+            // Its session lives, or somebody else is repairing.
+            continue;
+        }
+        // What it says now that nobody else changes it.
+        let Ok(Some(state)) = State::read(&folder) else { continue };
+        if !is_this || !state.touched {
+            folder.remove();
+            continue;
+        }
+        let owner = state.owner.0;
+        match repair(qmp, &folder, &state) {
+            Ok(()) => {
+                folder.remove();
+                let runs = if state.leave_paused { "" } else { ", and the guest runs" };
+                notices.push(format!(
+                    "a vmscope that died (process {owner}) had left breakpoints or a pause in this guest: they were taken \
+                     out{runs}"
+                ));
+            }
+            Err(error @ VmiError::Lost(_)) => return Err(error),
+            Err(error) => notices.push(format!(
+                "a vmscope that died (process {owner}) has left breakpoints or a pause in this guest, and they could not \
+                 be taken out: {error}"
+            )),
         }
     }
     Ok(notices)
 }
 
-/// The guardian's part: repairs what the session of this folder has left, unless somebody else does.
+/// The guardian's part: repairs what the session of this folder has left, unless somebody else does. Returns whether there
+/// is nothing left to do. The lock is taken only with QEMU's monitor at hand: a new session that was faster there repairs by
+/// itself, and needs the lock for it.
+pub fn repair_one(folder: &mut Folder) -> bool {
+    let needs_qemu = |state: &State| state.touched && !state.identity.has_ended();
+    let qmp = match State::read(folder) {
+        Ok(Some(state)) if needs_qemu(&state) => match connect(&state.identity) {
+            Some(qmp) => Some(qmp),
+            None => return false,
+        },
+        Ok(Some(_)) => None,
+        Ok(None) => return true,
+        Err(_) => return false,
+    };
+    match folder.try_lock() {
+        Ok(true) => {}
+        Ok(false) => {
+            drop(qmp);
+            return folder.wait_for_lock().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        }
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    }
+    // What it says now that nobody else changes it.
+    let is_free = match (State::read(folder), qmp) {
+        (Ok(Some(state)), Some(qmp)) if needs_qemu(&state) => {
+            repair(&Arc::new(Mutex::new(qmp)), folder, &state).is_ok()
+        }
+        (Ok(Some(state)), _) => !needs_qemu(&state),
+        (Ok(None), _) => true,
+        (Err(_), _) => false,
+    };
+    if is_free {
+        folder.remove();
+    }
+    folder.unlock();
+    is_free
+}
+
+/// Connects to this very QEMU, not to another one that listens there by now.
+fn connect(identity: &Identity) -> Option<Qmp> {
+    let qmp = Qmp::connect(&identity.qmp.parse().ok()?, GREETING_TIME).ok()?;
+    identity.is(&Identity::of(&qmp, None)).then_some(qmp)
+}
+
+/// Takes everything out of a guest that a session has touched, which needs nothing of that session but what it has
+/// written down.
 ///
 /// # Errors
-/// A sentence when it could not be repaired.
-pub fn repair_one(folder: &Path, patience: std::time::Duration) -> Result<(), VmiError> {
-    let Some(state) = read(folder) else { return Ok(()) };
-    let address: Address = state.qmp.parse()?;
-    // QEMU serves one QMP client at a time, and may not have noticed yet that ours has died. A new session that was
-    // faster holds the socket now and repairs by itself.
-    let end = std::time::Instant::now() + patience;
-    let qmp = loop {
-        let gone = state.qemu.is_some_and(|(pid, started)| process::start_time(pid) != Some(started));
-        match Qmp::connect(&address, std::time::Duration::from_secs(1)) {
-            Ok(qmp) => break Some(qmp),
-            Err(_) if gone || read(folder).is_none() => break None,
-            Err(error) if std::time::Instant::now() >= end => return Err(error),
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(50)),
-        }
-    };
-    if let Some(qmp) = qmp
-        && claim(folder)
-    {
-        repair(&Arc::new(Mutex::new(qmp)), folder, &state).inspect_err(|_| unclaim(folder))?;
-    }
-    remove(folder);
-    Ok(())
-}
-
-/// Of several who want to repair, one gets the state.
-fn claim(folder: &Path) -> bool {
-    fs::rename(folder.join(STATE), folder.join(CLAIMED)).is_ok()
-}
-
-/// The next session may have more luck.
-fn unclaim(folder: &Path) {
-    let _ = fs::rename(folder.join(CLAIMED), folder.join(STATE));
-}
-
-fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Path, state: &State) -> Result<(), VmiError> {
+/// What could not be done: the state is to be kept then.
+pub fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Folder, state: &State) -> Result<(), VmiError> {
     let monitor = || qmp.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut freed = Ok(());
+    let stops = |state: &str| matches!(state, "paused" | "debug");
+    // A guest that was migrated away, above all, must not run here.
+    let now = status(&mut monitor())?;
+    let stays = state.leave_paused || now != "running" && !stops(&now);
     let let_go = |mut stub: Gdb| {
         let repaired = state.patches.iter().try_for_each(|patch| patch.repair(&mut stub));
-        if state.leave_paused { repaired } else { repaired.and(stub.detach()) }
+        if stays { repaired } else { repaired.and(stub.detach()) }
     };
-    if let Some(stub) = &state.stub {
-        // Connecting clears all breakpoints and stops the guest.
-        if state.stub_is_ours {
-            // Started anew, whatever has become of the old one, which has to end first; breakpoints are QEMU's and outlive
-            // their stub.
-            channel::close(&mut monitor(), stub)?;
-            let Channel { stream, name } = channel::open(qmp, &channel::new_name(), &folder.join("stub").join("gdb"))?;
-            freed = Gdb::on(stream, &name, Arc::clone(qmp)).and_then(let_go);
-            channel::close(&mut monitor(), &name)?;
-        } else {
-            freed = Gdb::connect(&stub.parse::<Address>()?, Arc::clone(qmp)).and_then(let_go);
-        }
+    let mut freed = Ok(());
+    if let Some(name) = &state.stub {
+        // Connecting clears all breakpoints, whoever set them, and stops the guest.
+        freed = match connect_to_served(qmp, folder, state, name)? {
+            Some(stub) => let_go(stub),
+            None => {
+                // Started anew, whatever has become of the old one; breakpoints are QEMU's and outlive their stub.
+                channel::close(&mut monitor(), name)?;
+                let user = state.identity.process().and_then(|(pid, _)| process::owner(pid));
+                let Channel { stream, name } = channel::open(qmp, &channel::new_name(), folder, user)?;
+                let freed = Gdb::on(stream, &name, Arc::clone(qmp)).and_then(let_go);
+                channel::close(&mut monitor(), &name)?;
+                freed
+            }
+        };
     }
-    if !state.leave_paused {
-        let now = status(&mut monitor())?;
-        if matches!(now.as_str(), "paused" | "debug") {
-            monitor().execute("cont", json!({}))?;
-        }
+    if !stays && stops(&status(&mut monitor())?) {
+        monitor().execute("cont", json!({}))?;
     }
     freed
+}
+
+/// Connects to a stub of somebody else's that QEMU serves: the one that the session used, or one that was started in the
+/// place of the session's own. `None` when there is none, and one has to be started.
+fn connect_to_served(
+    qmp: &Arc<Mutex<Qmp>>,
+    folder: &Folder,
+    state: &State,
+    name: &str,
+) -> Result<Option<Gdb>, VmiError> {
+    let monitor = || qmp.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = channel::session(&mut monitor(), name)? {
+        return Err(channel::taken(&format!("by the device {device}")));
+    }
+    let process = state.identity.process().map(|(pid, _)| pid);
+    let served = channel::served(&mut monitor(), process)?;
+    let known = if state.stub_is_ours { None } else { name.parse::<Address>().ok() };
+    match (served, known) {
+        (Some((address, _)), _) if is_orphan(&address) || is_in(folder, &address) => Ok(None),
+        (Some((address, true)), _) => Err(channel::taken(&format!("at {address}"))),
+        // The user may have named another way to the same stub.
+        (Some((address, false)), Some(known)) => {
+            let connected = Gdb::connect(&known, Arc::clone(qmp));
+            connected.or_else(|_| Gdb::connect(&address, Arc::clone(qmp))).map(Some)
+        }
+        (Some((address, false)), None) => Gdb::connect(&address, Arc::clone(qmp)).map(Some),
+        // QEMU may serve it on a character device of any name.
+        (None, Some(known)) => Ok(Gdb::connect(&known, Arc::clone(qmp)).ok()),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Whether this is the socket of a session's folder.
+fn is_in(folder: &Folder, stub: &Address) -> bool {
+    matches!(stub, Address::Unix(socket) if socket.starts_with(folder.path()))
 }
 
 /// QEMU's run state (QMP: `RunState`): "running", "paused", "debug" …
@@ -289,27 +270,4 @@ fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Path, state: &State) -> Result<(), Vmi
 pub fn status(qmp: &mut Qmp) -> Result<String, VmiError> {
     let status = qmp.execute("query-status", json!({}))?;
     Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
-}
-
-/// Makes QEMU listen for a gdb client on a Unix socket; one that it had is gone then.
-///
-/// # Errors
-/// QEMU's own words.
-pub fn start_stub(qmp: &mut Qmp, socket: &Path) -> Result<(), VmiError> {
-    // Its socket is bound when the command returns. A stale one would be connected to instead.
-    let _ = fs::remove_file(socket);
-    let said = qmp.human(&format!("gdbserver unix:{},server=on,wait=off", socket.display()), None)?;
-    if said.starts_with("Waiting") {
-        return Ok(());
-    }
-    let said = crate::engine::snapshot::clean(said.trim(), 200);
-    Err(VmiError::driver("starting QEMU's gdb stub", said))
-}
-
-/// Ends QEMU's gdb stub.
-///
-/// # Errors
-/// As [`Qmp::human`].
-pub fn stop_stub(qmp: &mut Qmp) -> Result<(), VmiError> {
-    qmp.human("gdbserver none", None).map(drop)
 }

@@ -16,8 +16,10 @@ mod exception;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gdb;
+mod guard;
 pub mod guardian;
 pub mod guests;
+mod identity;
 mod int3;
 mod leftover;
 pub mod libvirt;
@@ -29,6 +31,8 @@ mod points;
 mod process;
 mod qmp;
 mod run_state;
+mod state_folder;
+mod state_places;
 mod steps;
 mod stub;
 mod transport;
@@ -78,8 +82,9 @@ pub struct QemuOptions {
     pub memory: Option<PathBuf>,
     /// Never change the guest.
     pub read_only: bool,
-    /// The program that frees the guest when this process dies, called as [`guardian::main`] wants it; `None` is this
-    /// program, if it is vmscope.
+    /// The program that frees the guest when this process dies, called as [`guardian::main`] wants it: for one that calls
+    /// that itself, [`guardian::this_program`]. With `None`, nobody does before the next session on this guest, and
+    /// [`VmiDriver::warning`] says so.
     pub guardian: Option<PathBuf>,
 }
 
@@ -96,6 +101,8 @@ pub struct QemuDriver {
     patches_seen: Cell<Instant>,
 }
 
+/// How long the user is shown how the guest was found.
+const NOTICE_TIME: Duration = Duration::from_secs(15);
 /// How often INT3 in guest memory are looked after.
 const PATCHES_PERIOD: Duration = Duration::from_secs(1);
 
@@ -306,7 +313,16 @@ impl VmiDriver for QemuDriver {
 
     fn news(&self) -> Vec<News> {
         self.follow_memory();
-        self.control.borrow_mut().take_news()
+        let mut control = self.control.borrow_mut();
+        control.look_after_guard();
+        control.take_news()
+    }
+
+    /// That nobody guards this session; and, for the first moments, what was found of sessions that died.
+    fn warning(&self) -> Option<String> {
+        let found = if self.attached.elapsed() < NOTICE_TIME { self.notices() } else { Vec::new() };
+        let said: Vec<String> = self.control.borrow().warning().into_iter().chain(found).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     fn vcpu_ids(&self) -> Vec<VcpuId> {

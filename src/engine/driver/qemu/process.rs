@@ -11,15 +11,23 @@ use super::command_line;
 /// The first part of a process's life: together with its id this names it for good, because ids are used again.
 /// Clock ticks since the machine's start; `None` when there is no such process.
 pub fn start_time(pid: u32) -> Option<u64> {
+    let (state, rest) = state(pid)?;
+    // A zombie has ended.
+    if state == 'Z' { None } else { rest.split(' ').nth(18)?.parse().ok() }
+}
+
+/// Whether a signal or a debugger has stopped a process.
+pub fn is_stopped(pid: u32) -> bool {
+    state(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
+}
+
+/// A process's state, and what follows it in its status line.
+fn state(pid: u32) -> Option<(char, String)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, blanks and brackets included; it ends at the last bracket.
     let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    // A zombie has ended.
-    if fields.next() == Some("Z") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    let (state, rest) = fields.split_once(' ')?;
+    Some((state.chars().next()?, rest.to_owned()))
 }
 
 /// A process's arguments.

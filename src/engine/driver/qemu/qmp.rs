@@ -115,6 +115,22 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// Gives this connection up and makes a new one to the same socket: QEMU serves one at a time.
+    ///
+    /// # Errors
+    /// As [`Qmp::connect`]; nothing can be said any more then.
+    pub fn reconnect(&mut self, greeting_time: Duration) -> Result<(), VmiError> {
+        self.hang_up();
+        *self = Self::connect(&self.address, greeting_time)?;
+        Ok(())
+    }
+
+    /// Gives this connection up.
+    pub fn hang_up(&mut self) {
+        self.stream.hang_up();
+        self.lost.get_or_insert_with(|| "the connection to QEMU's monitor was given up".into());
+    }
+
     /// A gdb stub stops its guest for whoever connects, says so, and leaves it stopped: detach lets it run again.
     fn let_go_of_a_stub(&mut self) -> VmiError {
         let deadline = Instant::now() + REPLY_TIME;

@@ -1,67 +1,30 @@
 //! Getting hold of QEMU's gdb stub, and letting go of it.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
-    channel::{self, Channel, Present},
+    channel::{self, Channel, Present, taken},
     control::Control,
     gdb::Gdb,
-    guardian::{self, Guardian},
-    leftover::{self, Folder, State},
+    leftover,
     points::watch_access,
     process,
     transport::Address,
 };
-use crate::engine::error::VmiError;
+use crate::engine::{error::VmiError, snapshot::RunState};
+
+/// How long a session tries to free the guest before it leaves that to its guardian, or to the next start.
+const LEAVING_TIME: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const ATTEMPT_PERIOD: Duration = Duration::from_millis(100);
+/// How long QEMU may take to greet us anew.
+const GREETING_TIME: Duration = Duration::from_secs(1);
 
 impl Control {
-    /// Before the guest is touched for the first time: writes down how to free it, and starts the process that does so
-    /// if this one dies.
-    pub fn guard(&mut self) -> Result<(), VmiError> {
-        if self.guard.is_some() {
-            return Ok(());
-        }
-        let user = self.pid.and_then(process::owner);
-        let doing = "making a folder for the gdb stub's socket under /tmp";
-        let folder = Folder::new(user).map_err(|error| VmiError::driver(doing, error))?;
-        self.guard = Some((None, folder));
-        self.write_state()?;
-        let started = guardian::program(self.guardian_program.as_deref()).map(|program| {
-            let folder = self.guard.as_ref().map_or(Path::new(""), |(_, folder)| folder.path());
-            Guardian::start(&program, folder)
-        });
-        match (started, &mut self.guard) {
-            (Some(Ok(child)), Some((guardian, _))) => *guardian = Some(child),
-            (Some(Err(error)), _) => {
-                tracing::warn!(%error, "no guardian process: if vmscope is killed, the guest stays as it is until the next start");
-            }
-            _ => tracing::warn!("no guardian process: this program is not vmscope"),
-        }
-        Ok(())
-    }
-
-    /// Writes down how to free the guest, as things are now.
-    pub fn write_state(&self) -> Result<(), VmiError> {
-        let Some((_, folder)) = &self.guard else { return Ok(()) };
-        let me = std::process::id();
-        let state = State {
-            owner: (me, process::start_time(me).unwrap_or(0)),
-            qemu: self.pid.and_then(|pid| Some((pid, process::start_time(pid)?))),
-            qmp: self.qmp_address.clone(),
-            stub: self.stub_address.clone(),
-            stub_is_ours: self.stub_is_ours,
-            leave_paused: self.foreign,
-            patches: self.patches.clone(),
-        };
-        let doing = || format!("writing down in {} how to free the guest", folder.path().display());
-        folder.write(&state).map_err(|error| VmiError::driver(doing(), error))
-    }
-
-    /// `foreign` has changed.
-    pub fn note_foreign(&self) -> Result<(), VmiError> {
-        self.write_state()
-    }
-
     /// Connects to the stub if that has not been done: the one that the user named, one that QEMU has, or one that is
     /// started now. The guest is stopped then.
     pub fn attach_stub(&mut self) -> Result<(), VmiError> {
@@ -73,9 +36,9 @@ impl Control {
         if let Present::Connected(device) = channel::clear(&mut self.qmp())? {
             return Err(taken(&format!("by the device {device}")));
         }
-        let mut known = self.stub_of_qemu()?;
+        let mut known = channel::served(&mut self.qmp(), self.pid)?;
         if known.as_ref().is_some_and(|(address, used)| !used && leftover::is_orphan(address)) {
-            leftover::stop_stub(&mut self.qmp())?;
+            channel::stop(&mut self.qmp())?;
             known = None;
         }
         let (address, is_connected) = match known {
@@ -85,12 +48,22 @@ impl Control {
         if let (Some(address), true) = (&address, is_connected) {
             return Err(taken(&format!("at {address}")));
         }
+        let before = (self.stub_address.clone(), self.stub_is_ours, self.touched);
+        let was_running = self.running;
         self.stub_is_ours = address.is_none();
         self.stub_address = Some(address.as_ref().map_or_else(channel::new_name, Address::to_string));
-        self.write_state()?;
+        self.touch()?;
         let result = self.connect_stub(address);
         if result.is_err() {
-            self.end_stub()?;
+            self.stub = None;
+            // A stub stops the guest for its client: one that runs on was not connected to.
+            if !was_running || self.status()? == RunState::Running {
+                self.end_stub()?;
+                (self.stub_address, self.stub_is_ours, self.touched) = before;
+                self.write_state()?;
+            } else if self.repair().is_ok() {
+                self.untouch()?;
+            }
         }
         result
     }
@@ -100,9 +73,10 @@ impl Control {
         let monitor = Arc::clone(&self.monitor);
         let stub = match (address, &self.guard) {
             (Some(address), _) => Gdb::connect(&address, monitor)?,
-            (None, Some((_, folder))) => {
+            (None, Some(guard)) => {
                 let name = self.stub_address.clone().unwrap_or_default();
-                let Channel { stream, name } = channel::open(&monitor, &name, &folder.socket())?;
+                let user = self.pid.and_then(process::owner);
+                let Channel { stream, name } = channel::open(&monitor, &name, &guard.folder, user)?;
                 self.stub_address = Some(name.clone());
                 Gdb::on(stream, &name, monitor)?
             }
@@ -114,20 +88,38 @@ impl Control {
         Ok(())
     }
 
-    /// The stub's address as QEMU tells it, and whether somebody is connected.
-    fn stub_of_qemu(&mut self) -> Result<Option<(Address, bool)>, VmiError> {
-        let stub = channel::devices(&mut self.qmp())?.into_iter().find(|(label, _)| label == "gdb");
-        Ok(stub.and_then(|(_, name)| {
-            let free = name.strip_prefix("disconnected:");
-            Some((free.unwrap_or(&name).parse().ok()?, free.is_none()))
-        }))
+    /// Takes everything out of the guest and lets go of the stub. The guest then runs, unless it is paused. Where the stub
+    /// or the monitor is lost, both are connected to anew for that.
+    ///
+    /// # Errors
+    /// The first thing that failed; the guest counts as touched then, and whoever comes next tries again.
+    pub fn leave(&mut self) -> Result<(), VmiError> {
+        let mut result = self.let_go();
+        if let (Err(error), true) = (&result, self.touched) {
+            tracing::info!("the guest is freed over a new connection, because {error}");
+            result = self.repair().or(result);
+        }
+        self.breakpoints.clear();
+        self.watchpoints.clear();
+        self.passed.clear();
+        self.step_wanted.clear();
+        self.retried.clear();
+        self.let_past.clear();
+        // After a failure what is written down stays as it was: whoever frees the guest later needs to know the stub.
+        if result.is_ok() {
+            result = self.untouch().inspect_err(|_| self.touched = true);
+        }
+        self.explained(result)
     }
 
-    /// Takes everything out of the guest and lets go of the stub. The guest then runs, unless it is paused.
+    /// The orderly way: one thing after the other, each acknowledged.
     ///
     /// # Errors
     /// The first thing that failed; the rest was tried all the same.
-    pub fn leave(&mut self) -> Result<(), VmiError> {
+    fn let_go(&mut self) -> Result<(), VmiError> {
+        if self.stub.is_none() && self.touched && self.stub_address.is_some() {
+            return Err(VmiError::driver("letting go of the guest", "the gdb stub was lost"));
+        }
         let mut result = self.listen();
         result = result.and(self.yield_to_others());
         if self.stub.is_some() {
@@ -141,30 +133,66 @@ impl Control {
             }
             result = result.and(self.repair_patches());
             let runs = self.wants_to_run();
-            if let (true, Some(stub)) = (runs, &mut self.stub) {
-                // Whatever could not be taken out one by one goes with this.
-                let detached = stub.detach();
-                self.running = detached.is_ok();
-                result = result.and(detached);
+            if let Some(stub) = &mut self.stub {
+                // Whatever could not be taken out one by one goes with this, and what we do not know of, too: a breakpoint
+                // whose answer was lost.
+                let freed = if runs { stub.detach() } else { stub.begin_again() };
+                self.running = runs && freed.is_ok();
+                result = result.and(freed);
             }
         }
-        result = result.and(self.end_stub());
-        self.breakpoints.clear();
-        self.watchpoints.clear();
-        self.passed.clear();
-        self.step_wanted.clear();
-        self.retried.clear();
-        self.let_past.clear();
+        // What is not known to be free is still known.
+        self.stub = None;
+        result?;
+        self.end_stub()?;
         if self.wants_to_run() {
             let status = leftover::status(&mut self.qmp());
-            self.running = status.as_ref().is_ok_and(|status| status == "running");
-            result = result.and(status.map(drop)).and(self.go_on());
+            self.running = status? == "running";
+            self.go_on()?;
         }
-        // After a failure what is written down stays as it was: whoever frees the guest later needs to know the stub.
-        if result.is_ok() {
-            result = self.write_state();
+        Ok(())
+    }
+
+    /// The way over new connections, which needs nothing of the old ones.
+    ///
+    /// # Errors
+    /// What the last attempt in the time that there is has failed with.
+    fn repair(&mut self) -> Result<(), VmiError> {
+        self.stub = None;
+        let state = self.state();
+        let end = Instant::now() + LEAVING_TIME;
+        let is_guarded = self.is_guarded();
+        loop {
+            let tried = self.try_repair(&state);
+            let Err(error) = tried else { break };
+            if state.identity.has_ended() {
+                return Err(error);
+            }
+            // Its guardian has all the time in the world, and the user wants to leave.
+            let stands = is_guarded && self.pid.is_some_and(process::is_stopped);
+            if stands || Instant::now() >= end {
+                self.gave_up = true;
+                return Err(error);
+            }
+            thread::sleep(ATTEMPT_PERIOD);
         }
-        self.explained(result)
+        self.stub_is_ours = false;
+        self.stub_address = None;
+        self.patches.clear();
+        let status = leftover::status(&mut self.qmp());
+        self.running = status.is_ok_and(|status| status == "running");
+        Ok(())
+    }
+
+    fn try_repair(&mut self, state: &leftover::State) -> Result<(), VmiError> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        {
+            let mut qmp = self.qmp();
+            if leftover::status(&mut qmp).is_err() {
+                qmp.reconnect(GREETING_TIME)?;
+            }
+        }
+        leftover::repair(&self.monitor, &guard.folder, state)
     }
 
     /// Closes the connection, and ends the stub if we started it; a stub that could not be ended is still known.
@@ -176,38 +204,5 @@ impl Control {
         self.stub_is_ours = false;
         self.stub_address = None;
         Ok(())
-    }
-}
-
-/// Connecting would wait for ever, and stop the guest when the other one has long gone.
-fn taken(how: &str) -> VmiError {
-    VmiError::Invalid(format!(
-        "another debugger is connected to the guest's gdb stub {how}, which serves one at a time: end that one first"
-    ))
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        if self.guard.is_none() {
-            return;
-        }
-        self.pauses = 0;
-        let left = self.leave();
-        let qemu_has_ended = self.pid.is_some_and(|pid| process::start_time(pid).is_none());
-        let Some((guardian, folder)) = self.guard.take() else { return };
-        match left {
-            Err(error) if !qemu_has_ended => {
-                // The guardian sees our end of its pipe close without a word, and tries by itself.
-                tracing::warn!(
-                    "could not leave the guest as it was found, and the guardian process goes on trying: {error}"
-                );
-            }
-            _ => {
-                if let Some(guardian) = guardian {
-                    guardian.dismiss();
-                }
-                folder.remove();
-            }
-        }
     }
 }

@@ -4,17 +4,19 @@
 #![allow(unsafe_code)] // poll(2), a connect(2) that cannot block, and SO_PEERCRED have no safe form in std.
 
 use std::{
-    fmt, io,
+    fmt, fs, io,
     io::{Read, Write},
-    net::{TcpStream, ToSocketAddrs},
+    net::{Shutdown, TcpStream, ToSocketAddrs},
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
+    path::{self, PathBuf},
     str::FromStr,
     time::{Duration, Instant},
 };
+
+use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{
     descriptor,
@@ -42,8 +44,9 @@ impl FromStr for Address {
             return Ok(Self::Libvirt(domain));
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            // QEMU's own form carries options behind the path.
-            let path = path.split(',').next().unwrap_or_default();
+            // QEMU's own form carries options behind the path, in which a comma is written twice.
+            let path = path.replace(",,", "\0");
+            let path = path.split(',').next().unwrap_or_default().replace('\0', ",");
             if !path.is_empty() {
                 return Ok(Self::Unix(path.into()));
             }
@@ -62,10 +65,21 @@ impl FromStr for Address {
     }
 }
 
+impl Address {
+    /// The same address for whoever works in another folder: a socket's path from the root on, and without links, which may
+    /// lead elsewhere by then.
+    #[must_use]
+    pub fn absolute(self) -> Self {
+        let Self::Unix(path) = self else { return self };
+        // What is not there is named as it was given.
+        Self::Unix(fs::canonicalize(&path).or_else(|_| path::absolute(&path)).unwrap_or(path))
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", path.display().to_string().replace(',', ",,")),
             Self::Tcp(host) => f.write_str(host),
             Self::Libvirt(domain) => domain.fmt(f),
         }
@@ -176,6 +190,15 @@ impl Stream {
         self.send(bytes.get(sent..).unwrap_or_default(), deadline)
     }
 
+    /// Ends the connection, for whoever shares it as well.
+    pub fn hang_up(&self) {
+        // One that the peer has ended already needs no end.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+
     /// The process that listens at the other end of a Unix socket, and its user and group.
     pub fn peer(&self) -> Option<(u32, u32, u32)> {
         let Self::Unix(stream) = self else { return None };
@@ -212,7 +235,10 @@ fn connect_unix(path: &std::path::Path, deadline: Instant) -> io::Result<UnixStr
     let bytes = path.as_os_str().as_bytes();
     let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
     if bytes.len() >= address.sun_path.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path is too long for a Unix socket (107 bytes)"));
+        // The address has no room for it, but for a name of the open file.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        return connect_unix(std::path::Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), deadline);
     }
     for (to, &from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from as libc::c_char;
@@ -304,14 +330,40 @@ mod tests {
             ("unix:/run/q", unix("/run/q")),
             ("unix:/run/q,server=on,wait=off", unix("/run/q")),
             ("/run/q", unix("/run/q")),
+            ("unix:/run/a,,b,server=on", unix("/run/a,b")),
             ("localhost:4444", Address::Tcp("localhost:4444".into())),
             ("tcp::1234,server=on", Address::Tcp("127.0.0.1:1234".into())),
         ] {
             assert_eq!(text.parse::<Address>().ok(), Some(want), "{text}");
         }
+        assert_eq!(unix("/run/a,b").to_string().parse::<Address>().ok(), Some(unix("/run/a,b")));
         for text in ["", "unix:", "localhost", "host:port", "host:70000"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_path_of_any_length_is_connected_to_and_made_absolute() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let deep = folder.path().join("d".repeat(120));
+        fs::create_dir(&deep).expect("a folder");
+        // As QEMU does when it is started there: by a relative path, which is short.
+        let link = folder.path().join("l");
+        std::os::unix::fs::symlink(&deep, &link).expect("a link");
+        let listener = std::os::unix::net::UnixListener::bind(link.join("s")).expect("a socket");
+        let address = Address::Unix(link.join("s")).absolute();
+        let real = fs::canonicalize(&deep).expect("it is there").join("s");
+        assert_eq!(address, Address::Unix(real.clone()), "links may change");
+        let mut stream = Stream::connect(&address, Duration::ZERO).expect("a connection");
+        let (mut peer, _) = listener.accept().expect("a client");
+        stream.send(b"here", Instant::now()).expect("room");
+        let mut said = [0; 4];
+        peer.read_exact(&mut said).expect("what was sent");
+        assert_eq!(&said, b"here");
+        let gone = Stream::connect(&Address::Unix(real.with_file_name("none")), Duration::ZERO);
+        assert_eq!(gone.map(drop).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
+        let relative = Address::Unix("none".into()).absolute();
+        assert_eq!(relative, Address::Unix(std::env::current_dir().expect("a folder").join("none")));
     }
 
     #[test]
