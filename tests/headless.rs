@@ -21,7 +21,7 @@ use vmscope::{
         start,
     },
     engine::{
-        command::{Command, Done, Engine, Request},
+        command::{Command, Done, Engine, Leaving, Request},
         snapshot::{
             Breakpoint, BreakpointDetail, BreakpointId, BreakpointState, Capability, CodeLine, Detail, Event,
             EventKind, Fault, FaultId, FaultState, Hit, MemoryDetail, Module, Part, Process, ProcessDetail, Region,
@@ -68,7 +68,7 @@ fn engine(manner: Manner) -> Engine {
     };
     let fake = Fake { manner, snapshot, published: Arc::clone(&published), changed };
     thread::spawn(move || fake.run(&receiver));
-    Engine { snapshot: published, requests, changed: pings }
+    Engine { snapshot: published, requests, changed: pings, leaving: Leaving::default() }
 }
 
 impl Fake {
@@ -140,7 +140,7 @@ impl Fake {
             }
             Command::Pause if self.manner.loses => {
                 self.snapshot.status = Status::Lost;
-                self.snapshot.notice = Some("QEMU has exited".into());
+                self.snapshot.notice = Some("the guest is gone: QEMU has exited".into());
             }
             Command::Pause => self.snapshot.status = Status::Paused,
             Command::Inspect(subject) => {
@@ -303,7 +303,7 @@ fn a_detail_is_part_of_the_picture() {
 fn a_lost_guest_fails_a_script_with_its_reason() {
     let manner = Manner { loses: true, ..Manner::default() };
     let run = run(manner, plan("p j j", Some(100)));
-    assert_eq!(run.ended, Err("the guest was lost: QEMU has exited".into()));
+    assert_eq!(run.ended, Err("the guest is gone: QEMU has exited".into()));
     assert_eq!(run.json()["status"], "lost");
 }
 

@@ -16,7 +16,7 @@ use portable_pty::{Child, CommandBuilder, ExitStatus, MasterPty, PtySize, native
 use vmscope::{
     app::{event_loop::Setup, start, terminal},
     engine::{
-        command::{self, Engine, Request},
+        command::{self, Engine, Leaving, Request},
         snapshot::{Part, Process, Snapshot, Status},
     },
 };
@@ -426,5 +426,5 @@ fn panicking_engine() -> Engine {
         let Request { command, .. } = receiver.recv().unwrap();
         assert_eq!(command, command::Command::Quit, "on purpose");
     });
-    Engine { snapshot: published, requests, changed: pings }
+    Engine { snapshot: published, requests, changed: pings, leaving: Leaving::default() }
 }

@@ -2,6 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
+use serde_json::json;
+
 use super::{
     channel::{self, Channel, Present},
     control::Control,
@@ -12,7 +14,7 @@ use super::{
     process,
     transport::Address,
 };
-use crate::engine::error::VmiError;
+use crate::engine::{error::VmiError, snapshot::RunState};
 
 impl Control {
     /// Before the guest is touched for the first time: writes down how to free it, and starts the process that does so
@@ -88,11 +90,25 @@ impl Control {
         self.stub_is_ours = address.is_none();
         self.stub_address = Some(address.as_ref().map_or_else(channel::new_name, Address::to_string));
         self.write_state()?;
+        let ran = self.running;
         let result = self.connect_stub(address);
         if result.is_err() {
             self.end_stub()?;
+            if ran {
+                self.run_on()?;
+            }
         }
         result
+    }
+
+    /// A stub that was connected to and then given up has stopped the guest all the same, and told nobody that we did it.
+    fn run_on(&mut self) -> Result<(), VmiError> {
+        // What is heard from here on is of after our stop.
+        self.qmp().events()?;
+        if self.status()? == RunState::Paused {
+            self.qmp().execute("cont", json!({}))?;
+        }
+        Ok(())
     }
 
     /// Connects to the stub at this address, or starts one.
@@ -123,11 +139,16 @@ impl Control {
         }))
     }
 
-    /// Takes everything out of the guest and lets go of the stub. The guest then runs, unless it is paused.
+    /// Takes everything out of the guest and lets go of the stub. The guest then runs, unless it is paused. A guest that
+    /// was only looked at is left alone.
     ///
     /// # Errors
     /// The first thing that failed; the rest was tried all the same.
     pub fn leave(&mut self) -> Result<(), VmiError> {
+        if self.is_touched() { self.let_go() } else { Ok(()) }
+    }
+
+    fn let_go(&mut self) -> Result<(), VmiError> {
         let mut result = self.listen();
         result = result.and(self.yield_to_others());
         if self.stub.is_some() {
@@ -156,9 +177,11 @@ impl Control {
         self.retried.clear();
         self.let_past.clear();
         if self.wants_to_run() {
-            let status = leftover::status(&mut self.qmp());
-            self.running = status.as_ref().is_ok_and(|status| status == "running");
+            let status = self.status();
+            self.running = status.as_ref().is_ok_and(|status| *status == RunState::Running);
             result = result.and(status.map(drop)).and(self.go_on());
+        } else if self.foreign {
+            result = result.and(self.leave_standing());
         }
         // After a failure what is written down stays as it was: whoever frees the guest later needs to know the stub.
         if result.is_ok() {
@@ -191,8 +214,9 @@ impl Drop for Control {
         if self.guard.is_none() {
             return;
         }
+        let touched = self.is_touched();
         self.pauses = 0;
-        let left = self.leave();
+        let left = if touched { self.let_go() } else { Ok(()) };
         let qemu_has_ended = self.pid.is_some_and(|pid| process::start_time(pid).is_none());
         let Some((guardian, folder)) = self.guard.take() else { return };
         match left {
