@@ -340,10 +340,39 @@ fn ctrl_z_gives_the_terminal_to_the_shell_until_fg() {
 
 #[test]
 fn signals_end_the_program_and_restore_the_terminal() {
-    for signal in ["TERM", "HUP", "INT"] {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+        libc::SIGIO,
+        libc::SIGABRT,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+        libc::SIGPWR,
+        libc::SIGRTMIN(),
+        libc::SIGRTMAX(),
+    ] {
         let mut session = dashboard();
-        session.signal(signal);
-        assert!(session.ends().success(), "{signal}");
+        session.signal(&signal.to_string());
+        assert_eq!(session.ends().exit_code(), 128 + signal.cast_unsigned(), "{signal}");
+        session.is_restored();
+    }
+}
+
+#[test]
+fn a_fault_ends_the_program_and_restores_the_terminal() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
+        let mut session = dashboard();
+        session.signal(&signal.to_string());
+        assert!(!session.ends().success(), "{signal}");
         session.is_restored();
     }
 }

@@ -7,21 +7,31 @@ use crossbeam_channel::{Receiver, Select, TryRecvError};
 use super::console::Input;
 use crate::engine::command::{Attaching, Engine};
 
-const ENDED: &str = "the engine ended before the guest was open";
-
 /// A guest that is being opened.
-#[derive(Clone, Debug, Default)]
-pub struct Opening(Option<Receiver<Result<(), String>>>);
+#[derive(Clone, Debug)]
+pub enum Opening {
+    /// It is under way; what is to be heard of it.
+    UnderWay(Receiver<Result<(), String>>),
+    /// The guest is open.
+    Done,
+    /// It could not be opened.
+    Failed,
+}
 
 impl Opening {
     /// An engine and what is to be heard of its way into the guest.
     pub fn of(attaching: Attaching) -> (Engine, Self) {
-        (attaching.engine, Self(Some(attaching.opened)))
+        (attaching.engine, Self::UnderWay(attaching.opened))
     }
 
-    /// Whether the guest was not open when it was last looked.
+    /// Whether the guest was not open yet when it was last looked.
     pub const fn is_under_way(&self) -> bool {
-        self.0.is_some()
+        matches!(self, Self::UnderWay(_))
+    }
+
+    /// Whether there is a guest to be seen.
+    pub const fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
     }
 
     /// Looks whether the guest is open.
@@ -29,42 +39,30 @@ impl Opening {
     /// # Errors
     /// A sentence when it cannot be opened.
     pub fn look(&mut self) -> Result<(), String> {
-        match self.0.as_ref().map(Receiver::try_recv) {
-            None | Some(Err(TryRecvError::Empty)) => Ok(()),
-            Some(Ok(opened)) => {
-                self.0 = None;
-                opened
-            }
-            Some(Err(TryRecvError::Disconnected)) => {
-                self.0 = None;
-                Err(ENDED.into())
-            }
-        }
+        let Self::UnderWay(opened) = self else { return Ok(()) };
+        let heard = match opened.try_recv() {
+            Err(TryRecvError::Empty) => return Ok(()),
+            Err(TryRecvError::Disconnected) => Err("the engine ended before the guest was open".into()),
+            Ok(heard) => heard,
+        };
+        *self = if heard.is_ok() { Self::Done } else { Self::Failed };
+        heard
     }
 
-    /// Waits for that however long it takes.
+    /// Waits for that for a while (`None`: for as long as it takes), or until something comes in.
     ///
     /// # Errors
     /// As [`Opening::look`].
-    pub fn wait_long(&mut self) -> Result<(), String> {
-        match self.0.take().map(|opened| opened.recv()) {
-            None => Ok(()),
-            Some(Ok(opened)) => opened,
-            Some(Err(_)) => Err(ENDED.into()),
-        }
-    }
-
-    /// Waits for that for a while, or until something comes in.
-    ///
-    /// # Errors
-    /// As [`Opening::look`].
-    pub fn wait(&mut self, longest: Duration, inputs: &Receiver<Input>) -> Result<(), String> {
-        if let Some(opened) = &self.0 {
+    pub fn wait(&mut self, longest: Option<Duration>, inputs: &Receiver<Input>) -> Result<(), String> {
+        if let Self::UnderWay(opened) = self {
             let mut select = Select::new();
             select.recv(opened);
             select.recv(inputs);
-            // Nothing ready is fine: the time has passed.
-            let _ = select.ready_timeout(longest);
+            match longest {
+                // Nothing ready is fine: the time has passed.
+                Some(time) => drop(select.ready_timeout(time)),
+                None => drop(select.ready()),
+            }
         }
         self.look()
     }

@@ -91,6 +91,11 @@ impl Scripted {
         }
     }
 
+    /// Whether the guest was open at some time.
+    pub const fn has_seen_a_guest(&self) -> bool {
+        self.opening.is_done()
+    }
+
     /// The script's clock. In virtual time it counts the ticks asked for: that is the guest's time, except that it goes on
     /// while the guest is paused.
     const fn now(&self, situation: &Situation<'_>) -> Duration {

@@ -105,7 +105,7 @@ pub fn headless(
     leaving(&guest, move || {
         if plan.ticks.is_some() {
             // Runs in virtual time are alike from their first picture on.
-            opening.wait_long()?;
+            opening.wait(None, &signals)?;
         }
         let size = size.unwrap_or(DEFAULT_SIZE);
         let Ok(mut terminal) = Terminal::new(TestBackend::new(size.columns, size.rows));
@@ -117,8 +117,8 @@ pub fn headless(
             Err(why) => Err(why),
         };
         let (shown, theme) = (run.shown().clone(), run.theme().clone());
-        if shown.guest.name.is_empty() {
-            // Of a guest that was never open there is no picture.
+        if !console.has_seen_a_guest() {
+            // There is no picture of it.
             return ended;
         }
         let shot = Shot { buffer: terminal.backend().buffer(), snapshot: &shown, theme: &theme };
@@ -141,7 +141,7 @@ pub fn dashboard(
     let guest = engine.clone();
     leaving(&guest, move || {
         // No screen comes up for a guest that cannot be opened, if that is known in a moment.
-        opening.wait(OPEN_MOMENT, &signals)?;
+        opening.wait(Some(OPEN_MOMENT), &signals)?;
         let mut screen = Screen::open(setup.mouse)?;
         terminal::inputs(keys);
         let mut keyboard = Keyboard::new(signals, opening);

@@ -98,7 +98,9 @@ impl Wire {
         match wire.ask_why() {
             Ok(Some(_)) => Ok(wire),
             // Whatever listens there, the guest itself is not lost with it.
-            Err(VmiError::Lost(why)) => Err(VmiError::Invalid(wire.no_stub().unwrap_or(why))),
+            Err(VmiError::Lost(why)) => {
+                Err(VmiError::Invalid(wire.no_stub().unwrap_or_else(|| format!("no gdb stub was found: {why}"))))
+            }
             Err(error) => Err(error),
             Ok(None) => Err(VmiError::Invalid(wire.no_stub().unwrap_or_else(|| {
                 format!(
@@ -119,7 +121,10 @@ impl Wire {
         } else {
             format!("not a gdb stub: it says '{said}'")
         };
-        Some(format!("{} is {what}; give the one of QEMU's -gdb option, or leave --gdb out", self.address))
+        Some(format!(
+            "no gdb stub was found: {} is {what}; give the address of QEMU's -gdb option, or leave --gdb out",
+            self.address
+        ))
     }
 
     /// The connection stands.
@@ -311,7 +316,7 @@ impl Wire {
             match self.decoder.next_piece() {
                 // Local sockets damage nothing: these are not the bytes of a stub.
                 Some(Piece::Nack | Piece::Damaged) => {
-                    let error = io::Error::new(io::ErrorKind::InvalidData, "what comes from there is not the gdb protocol");
+                    let error = io::Error::new(io::ErrorKind::InvalidData, "it does not speak the gdb protocol");
                     return Err(self.give_up(&error));
                 }
                 Some(piece) => {
