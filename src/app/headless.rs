@@ -170,6 +170,9 @@ impl Scripted {
     /// The end of a run whose time is over.
     fn over(&self, time: Duration, situation: &Situation<'_>) -> Next {
         let passed = format!("the {time:?} of --for have passed");
+        if self.opening.is_under_way() {
+            return Next::Fail(format!("{passed} on the way into the guest: {}", notice(situation.snapshot)));
+        }
         if situation.snapshot.status == Status::Attaching {
             return Next::Fail(format!("{passed}, and no kernel was found in the guest: {}", notice(situation.snapshot)));
         }

@@ -73,6 +73,10 @@ pub struct Machine {
     pub faulting_steps: usize,
     pub stub_is_taken: bool,
     pub silent: bool,
+    /// The stub describes its registers in parts that never come to an end, each after a while.
+    pub endless: bool,
+    /// The answer to packets that begin so gets lost.
+    pub loses: Option<&'static str>,
     pub architecture: &'static str,
     /// KVM: four debug registers, INT3 in memory, and no way past a breakpoint but RF or without it.
     pub kvm: bool,
@@ -160,6 +164,8 @@ impl Fake {
             faulting_steps: 0,
             stub_is_taken: false,
             silent: false,
+            endless: false,
+            loses: None,
             architecture: "x86_64",
             kvm: false,
             honours_rf: true,
@@ -426,6 +432,9 @@ impl Machine {
         if !quiet {
             self.log.push(packet.to_owned());
         }
+        if self.loses.is_some_and(|lost| packet.starts_with(lost)) {
+            return;
+        }
         let reply = match packet {
             "?" => {
                 for va in self.saved.keys().copied().collect::<Vec<_>>() {
@@ -455,6 +464,11 @@ impl Machine {
             "qfThreadInfo" => "mp01.01,p01.02".to_owned(),
             "qsThreadInfo" => "l".to_owned(),
             _ if packet.starts_with("qSupported") => "PacketSize=1000;qXfer:features:read+;multiprocess+".to_owned(),
+            _ if self.endless && packet.starts_with("qXfer") => {
+                self.log.push("described".to_owned());
+                thread::sleep(Duration::from_millis(10));
+                "m ".to_owned()
+            }
             _ if packet.starts_with("qXfer:features:read:target.xml:0,") => DESCRIPTION.to_owned(),
             _ if packet == format!("m{:x},30", self.rsp[self.selected]) => {
                 hex(&self.frame.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())

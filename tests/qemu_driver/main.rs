@@ -3,6 +3,7 @@
 mod devices;
 mod fake;
 mod kvm;
+mod leaving;
 mod outside;
 
 use std::{

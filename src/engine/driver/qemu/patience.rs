@@ -4,9 +4,10 @@
 //! us all the same, and with us the guest, which stands while its gdb stub is spoken to. So whoever begins something that
 //! takes many answers says how long that may take in all ([`at_most`]), and every wait on the way ends with it, or when
 //! the user wants to leave ([`until_left`]). What belongs together is waited for as a whole ([`whole`]): a packet whose
-//! answer nobody took would be taken for the answer to the next one.
+//! answer nobody took would be taken for the answer to the next one. And taking things back ends when it is done
+//! ([`unhurried`]).
 //!
-//! The limit belongs to the thread that waits: taking things back, and the guardian, have all the time they need.
+//! The limit belongs to the thread that waits; the guardian has none.
 
 use std::{
     cell::RefCell,
@@ -68,7 +69,12 @@ pub fn until_left<T>(leaving: &Leaving, work: impl FnOnce() -> T) -> T {
 /// When there is no time left to begin it.
 pub fn whole<T>(work: impl FnOnce() -> T) -> io::Result<T> {
     check()?;
-    Ok(within(Limit::default(), work))
+    Ok(unhurried(work))
+}
+
+/// Does something that takes as long as it takes: taking back what was done.
+pub fn unhurried<T>(work: impl FnOnce() -> T) -> T {
+    within(Limit::default(), work)
 }
 
 /// Whether there is time left.

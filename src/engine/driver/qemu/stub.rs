@@ -10,6 +10,7 @@ use super::{
     gdb::Gdb,
     guardian::{self, Guardian},
     leftover::{self, Folder, State},
+    patience,
     points::watch_access,
     process,
     transport::Address,
@@ -93,10 +94,10 @@ impl Control {
         let ran = self.running;
         let result = self.connect_stub(address);
         if result.is_err() {
-            self.end_stub()?;
-            if ran {
-                self.run_on()?;
-            }
+            patience::unhurried(|| {
+                self.end_stub()?;
+                if ran { self.run_on() } else { Ok(()) }
+            })?;
         }
         result
     }
