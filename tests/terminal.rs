@@ -1,5 +1,8 @@
 //! The real program in a real pseudo-terminal: the screen is right, and the terminal is given back on every way out.
 
+#[path = "terminal/held.rs"]
+mod held;
+
 use std::{
     env,
     io::{Read, Write},
