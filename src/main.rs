@@ -124,7 +124,8 @@ fn run(cli: Cli) -> Result<(), (String, u8)> {
         }
     }
     let grace = if options.headless { SCRIPT_GRACE } else { SCREEN_GRACE };
-    let watch = signals::start(inputs.clone(), LastResort { grace, restore: fatal::restore_terminal }).map_err(failure)?;
+    let watch =
+        signals::start(inputs.clone(), LastResort { grace, restore: fatal::restore_terminal }).map_err(failure)?;
     let guest = start_engine(&cli).map_err(failure)?;
     watch.engine(&guest.engine);
     let ended = if options.headless {

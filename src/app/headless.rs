@@ -174,7 +174,10 @@ impl Scripted {
             return Next::Fail(format!("{passed} on the way into the guest: {}", notice(situation.snapshot)));
         }
         if situation.snapshot.status == Status::Attaching {
-            return Next::Fail(format!("{passed}, and no kernel was found in the guest: {}", notice(situation.snapshot)));
+            return Next::Fail(format!(
+                "{passed}, and no kernel was found in the guest: {}",
+                notice(situation.snapshot)
+            ));
         }
         if let Some(doing) = situation.busy {
             return Next::Fail(format!("{passed} while the engine was still at work ({doing})"));

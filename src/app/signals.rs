@@ -102,7 +102,8 @@ pub fn start(inputs: Sender<Input>, last_resort: LastResort) -> Result<Watch, St
     let signals = Signals::new(taken.filter(is_ours)).map_err(|error| format!("cannot handle signals: {error}"))?;
     let shared = Arc::new(Shared::default());
     let watch = Watch(Arc::clone(&shared));
-    let started = thread::Builder::new().name("signals".into()).spawn(move || serve(signals, &shared, &inputs, last_resort));
+    let started =
+        thread::Builder::new().name("signals".into()).spawn(move || serve(signals, &shared, &inputs, last_resort));
     started.map_err(|error| format!("cannot handle signals: {error}"))?;
     Ok(watch)
 }

@@ -302,6 +302,62 @@ mod tests {
         assert_eq!(mapping.read(0, &mut [0; PAGE]), Some(()));
     }
 
+    /// A file of two huge pages; `None` where the system has none to spare.
+    fn huge_file() -> Option<(File, u64)> {
+        // SAFETY: the name is a string that lives on, and the descriptor is nobody else's.
+        let file = unsafe {
+            let fd = libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return None;
+            }
+            std::os::fd::FromRawFd::from_raw_fd(fd)
+        };
+        let page = page_size(&file).ok()? as u64;
+        file.set_len(2 * page).ok()?;
+        // SAFETY: no pointers.
+        (unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, (2 * page).cast_signed()) } == 0).then_some((file, page))
+    }
+
+    #[test]
+    fn huge_pages_that_go_away_are_an_error_and_not_the_end() {
+        let Some((file, page)) = huge_file() else {
+            println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
+            return;
+        };
+        assert!(page > PAGE as u64);
+        // From within a page on, and to within another one.
+        let mapping = Mapping::new(&file, PAGE as u64, 2 * page - 2 * PAGE as u64).expect("a mapping");
+        assert_eq!(mapping.len(), 2 * page - 2 * PAGE as u64);
+        assert_eq!(mapping.read_u64(0), Some(0));
+        assert_eq!(mapping.read_u64(page), Some(0));
+        file.set_len(page).expect("a shorter file");
+        assert_eq!(mapping.read_u64(0), Some(0));
+        assert_eq!(mapping.read_u64(page), None);
+        assert_eq!(mapping.read(page - 8, &mut [0; 16]), None);
+        assert!(mapping.is_torn());
+        drop(mapping);
+        // Nothing of it is left mapped: the pages can be had again.
+        assert!(Mapping::new(&file, 0, page).is_ok_and(|mapping| mapping.read_u64(0) == Some(0)));
+    }
+
+    #[test]
+    fn a_huge_page_that_is_punched_out_is_an_error_where_no_other_is_free() {
+        let Some((file, page)) = huge_file() else {
+            println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
+            return;
+        };
+        let mapping = Mapping::new(&file, 0, 2 * page).expect("a mapping");
+        assert_eq!(mapping.read_u64(page), Some(0));
+        // SAFETY: no pointers.
+        let punched = unsafe {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            libc::fallocate(file.as_raw_fd(), mode, page.cast_signed(), page.cast_signed())
+        };
+        assert_eq!(punched, 0);
+        // Where another one is free the kernel gives us that, of zeros; either way we go on.
+        assert!(matches!(mapping.read_u64(page), None | Some(0)));
+    }
+
     #[test]
     fn a_short_file_is_refused() {
         let file = file(&[0; 100]);

@@ -173,7 +173,9 @@ impl Memory {
             return Err(VmiError::Unsupported { what: "reading QEMU's process" });
         };
         process.read_exact_at(buffer, address).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => VmiError::Lost(format!("the guest is gone: QEMU (process {pid}) has ended")),
+            io::ErrorKind::UnexpectedEof => {
+                VmiError::Lost(format!("the guest is gone: QEMU (process {pid}) has ended"))
+            }
             _ => VmiError::driver(format!("reading the memory of QEMU (process {pid}) at {address:#x}"), error),
         })
     }

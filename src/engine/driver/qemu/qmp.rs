@@ -103,7 +103,9 @@ impl Qmp {
             Ok(None) if qmp.received.is_empty() => return Err(VmiError::Invalid(no_greeting(address))),
             Ok(None) if qmp.received.starts_with(b"{\"QMP\"") => {
                 let why = format!("it has begun to greet and not come to an end in {} s", greeting_time.as_secs_f32());
-                return Err(VmiError::Invalid(format!("QEMU's QMP socket {address} cannot be used: {why}; look whether QEMU hangs")));
+                return Err(VmiError::Invalid(format!(
+                    "QEMU's QMP socket {address} cannot be used: {why}; look whether QEMU hangs"
+                )));
             }
             Ok(None) => std::mem::take(&mut qmp.received),
             Err(error) => return Err(qmp.no_qmp(&error)),
@@ -344,10 +346,7 @@ impl Qmp {
 
 /// Whether the peer has gone.
 fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-    )
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// The beginning of what a peer has said.

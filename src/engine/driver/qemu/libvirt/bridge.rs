@@ -64,7 +64,9 @@ pub fn connect(domain: &Domain, timeout: Duration) -> io::Result<UnixStream> {
             Ok(Ok(())) => return Ok(ours),
             Ok(Err(error)) => return Err(io::Error::other(error.to_string())),
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-            Err(_) => return Err(io::Error::other("libvirt does not answer: 'virsh list' would tell whether it hangs")),
+            Err(_) => {
+                return Err(io::Error::other("libvirt does not answer: 'virsh list' would tell whether it hangs"));
+            }
         }
     }
 }
