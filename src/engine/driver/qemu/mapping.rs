@@ -83,9 +83,15 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
             }
         }
     }
-    // Not ours: the load happens again under the handler that was there before.
-    // SAFETY: PREVIOUS was written before this handler was installed; `sigaction` is async-signal-safe.
-    unsafe { libc::sigaction(libc::SIGBUS, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
+    // Not ours: the load happens again under the handler that was there before. What somebody has sent does not.
+    // SAFETY: PREVIOUS was written before this handler was installed, and `info` is valid; both calls are
+    // async-signal-safe.
+    unsafe {
+        libc::sigaction(libc::SIGBUS, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut());
+        if (*info).si_code <= 0 {
+            libc::raise(libc::SIGBUS);
+        }
+    }
 }
 
 fn install_handler() -> io::Result<()> {
