@@ -111,12 +111,12 @@ fn restore() {
     }
 }
 
-/// Whether the terminal is not as it was, for whoever has to restore it when [`restore`] cannot.
+/// Whether the terminal is not as it was, for whoever has to restore it when dropping [`Screen`] cannot.
 pub fn held() -> &'static AtomicBool {
     &HELD
 }
 
-/// The bytes that such a one writes: what is under way is broken off, then what [`restore`] writes.
+/// The bytes that such a one writes: what is under way is broken off, then what dropping [`Screen`] writes.
 pub fn farewell() -> Vec<u8> {
     // CAN ends a sequence that was cut.
     let mut bytes = b"\x18".to_vec();
