@@ -44,10 +44,11 @@ pub struct Options {
     /// wait:hits>=3 waits for a counter of the snapshot
     #[arg(long, global = true, value_name = "KEYS", help_heading = "Headless")]
     pub keys: Option<Script>,
-    /// End when a counter of the snapshot says so, for example hits>=3 [default: end after the keys]
-    #[arg(long, global = true, value_name = "COND", conflicts_with = "for_time", help_heading = "Headless")]
+    /// End when a counter of the snapshot says so, for example hits>=3; with --for, within that time
+    /// [default: end after the keys]
+    #[arg(long, global = true, value_name = "COND", help_heading = "Headless")]
     pub until: Option<Condition>,
-    /// End after a time, for example 2s
+    /// End after a time, for example 2s, attaching included (with --ticks: of guest time, after the keys)
     #[arg(long = "for", id = "for_time", global = true, value_name = "DURATION", value_parser = parse_duration, help_heading = "Headless")]
     pub for_time: Option<Duration>,
     /// Colours: the name of a theme (dark, light, high-contrast, color-blind, mono, or one of your own) or a TOML file
@@ -304,7 +305,6 @@ mod tests {
             ("vmscope --headless --keys entr", "not the name of a key"),
             ("vmscope --headless --screenshot a.bmp", "'.bmp'"),
             ("vmscope --headless --screenshot a", "extension"),
-            ("vmscope --headless --for 1s --until hits>=1", "cannot be used with"),
             ("vmscope --screenshot a.txt", "add --headless"),
             ("vmscope demo --ticks 10", "add --headless"),
             ("vmscope demo --ticks 0 --headless", "0 is not in"),

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::CommandFactory;
@@ -11,13 +12,17 @@ use vmscope::{
     app::{
         headless::{End, Plan},
         logging,
+        signals::{self, LastResort, Watch},
         start::{self, Wishes},
         terminal,
     },
     cli::{Cli, Demo, Guest, Libvirt, Qemu},
     engine::{
-        command::Engine,
-        driver::qemu::{self, QemuOptions, guardian},
+        command::Attaching,
+        driver::{
+            fatal,
+            qemu::{self, QemuOptions, guardian},
+        },
         snapshot::clean_lines,
         worker::{self, DemoOptions, StartOptions},
     },
@@ -26,6 +31,10 @@ use vmscope::{
 
 /// A wrong use of the program, as clap answers it too.
 const USAGE: u8 = 2;
+/// How long the rest of the program may take after a signal, once the guest is left: to restore the terminal, or to
+/// write screenshots.
+const SCREEN_GRACE: Duration = Duration::from_secs(2);
+const SCRIPT_GRACE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cli = Cli::read();
@@ -39,8 +48,10 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err((why, status)) => {
-            // Nobody reads a closed standard error.
-            let _ = writeln!(io::stderr(), "vmscope: {}", clean_lines(&why));
+            if !why.is_empty() {
+                // Nobody reads a closed standard error.
+                let _ = writeln!(io::stderr(), "vmscope: {}", clean_lines(&why));
+            }
             ExitCode::from(status)
         }
     }
@@ -107,16 +118,35 @@ fn run(cli: Cli) -> Result<(), (String, u8)> {
     let log = logging::start(options.log_level, options.log_file.as_deref()).map_err(failure)?;
     setup.logged = Some(log.changed.clone());
     let (inputs, arriving) = terminal::input_queue();
-    terminal::signals(inputs.clone()).map_err(failure)?;
-    let engine = start_engine(&cli).map_err(failure)?;
-    if options.headless {
-        start::headless(engine, setup, plan(&cli), options.size, &cli.lists.screenshot, arriving).map_err(failure)
+    if !options.headless {
+        // Without it, only what can be restored after a crash is less.
+        if let Err(error) = fatal::prepare(terminal::farewell(), terminal::held()) {
+            tracing::debug!(%error, "the terminal could not be restored if vmscope crashed");
+        }
+    }
+    let grace = if options.headless { SCRIPT_GRACE } else { SCREEN_GRACE };
+    let watch =
+        signals::start(inputs.clone(), LastResort { grace, restore: fatal::restore_terminal }).map_err(failure)?;
+    let guest = start_engine(&cli).map_err(failure)?;
+    watch.engine(&guest.engine);
+    let ended = if options.headless {
+        start::headless(guest, setup, plan(&cli), options.size, &cli.lists.screenshot, arriving)
     } else {
-        start::dashboard(engine, setup, arriving, inputs).map_err(failure)
+        start::dashboard(guest, setup, arriving, inputs)
+    };
+    by_signal(&watch, ended.map_err(failure))
+}
+
+/// What has become of a run: one that a signal has ended has that signal's exit status.
+fn by_signal(watch: &Watch, ended: Result<(), (String, u8)>) -> Result<(), (String, u8)> {
+    match (watch.status(), ended) {
+        (None, ended) => ended,
+        (Some(status), Err((why, _))) => Err((why, status)),
+        (Some(status), Ok(())) => Err((String::new(), status)),
     }
 }
 
-fn start_engine(cli: &Cli) -> Result<Engine, String> {
+fn start_engine(cli: &Cli) -> Result<Attaching, String> {
     let options = StartOptions {
         read_only: cli.options.read_only,
         breaks: cli.lists.breaks.clone(),
@@ -129,11 +159,11 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
         None => start_demo(Demo::default(), options),
         Some(Guest::Demo(demo)) => start_demo(demo, options),
         Some(Guest::Qemu(Qemu { qmp, pid, gdb, memory, .. })) => {
-            worker::start_qemu(QemuOptions { qmp, pid, gdb, memory, guardian, ..QemuOptions::default() }, options)
+            worker::attach_qemu(QemuOptions { qmp, pid, gdb, memory, guardian, ..QemuOptions::default() }, options)
         }
         Some(Guest::Libvirt(Libvirt { domain, connect, .. })) => {
             let domain = Some(domain);
-            worker::start_qemu(QemuOptions { domain, connect, guardian, ..QemuOptions::default() }, options)
+            worker::attach_qemu(QemuOptions { domain, connect, guardian, ..QemuOptions::default() }, options)
         }
         Some(Guest::Guardian(_) | Guest::Guests { .. } | Guest::Completions { .. } | Guest::Man) => {
             Err("this command watches no guest".into())
@@ -141,16 +171,17 @@ fn start_engine(cli: &Cli) -> Result<Engine, String> {
     }
 }
 
-fn start_demo(demo: Demo, options: StartOptions) -> Result<Engine, String> {
+fn start_demo(demo: Demo, options: StartOptions) -> Result<Attaching, String> {
     let demo = DemoOptions { seed: demo.seed, processes: demo.processes, lock_step: demo.ticks.is_some() };
-    worker::start_demo(demo, options)
+    worker::attach_demo(demo, options)
 }
 
 /// What a headless run is to do.
 fn plan(cli: &Cli) -> Plan {
     let options = &cli.options;
     let end = match (&options.until, options.for_time) {
-        (Some(condition), _) => End::Until(condition.clone()),
+        (Some(condition), Some(time)) => End::UntilWithin(condition.clone(), time),
+        (Some(condition), None) => End::Until(condition.clone()),
         (None, Some(time)) => End::For(time),
         (None, None) => End::AfterKeys,
     };

@@ -21,7 +21,7 @@ use vmscope::{
         start,
     },
     engine::{
-        command::{Command, Done, Engine, Request},
+        command::{Attaching, Command, Done, Engine, Leaving, Request},
         snapshot::{
             Breakpoint, BreakpointDetail, BreakpointId, BreakpointState, Capability, CodeLine, Detail, Event,
             EventKind, Fault, FaultId, FaultState, Hit, MemoryDetail, Module, Part, Process, ProcessDetail, Region,
@@ -43,6 +43,10 @@ struct Manner {
     stands_still: bool,
     /// Loses the guest when it is asked to pause.
     loses: bool,
+    /// Finds no kernel.
+    seeks: bool,
+    /// Is asked to pause and never answers.
+    mute: bool,
 }
 
 /// The thread's side of an engine.
@@ -68,12 +72,17 @@ fn engine(manner: Manner) -> Engine {
     };
     let fake = Fake { manner, snapshot, published: Arc::clone(&published), changed };
     thread::spawn(move || fake.run(&receiver));
-    Engine { snapshot: published, requests, changed: pings }
+    Engine { snapshot: published, requests, changed: pings, leaving: Leaving::default() }
 }
 
 impl Fake {
     fn run(mut self, requests: &Receiver<Request>) {
+        if self.manner.seeks {
+            self.snapshot.status = Status::Attaching;
+            self.snapshot.notice = Some("no Linux kernel is mapped".into());
+        }
         self.publish();
+        let mut unanswered = Vec::new();
         if self.manner.hears_nothing {
             let mut select = Select::new();
             select.recv(requests);
@@ -84,6 +93,7 @@ impl Fake {
             let patience = if self.manner.real_time { Duration::from_millis(1) } else { Duration::from_secs(60) };
             match requests.recv_timeout(patience) {
                 Ok(Request { command: Command::Pause, .. }) if self.manner.dies => return,
+                Ok(Request { command: Command::Pause, answer }) if self.manner.mute => unanswered.push(answer),
                 Ok(Request { command, answer }) => {
                     let done = self.apply(&command);
                     self.publish();
@@ -140,7 +150,7 @@ impl Fake {
             }
             Command::Pause if self.manner.loses => {
                 self.snapshot.status = Status::Lost;
-                self.snapshot.notice = Some("QEMU has exited".into());
+                self.snapshot.notice = Some("the guest is gone: QEMU has exited".into());
             }
             Command::Pause => self.snapshot.status = Status::Paused,
             Command::Inspect(subject) => {
@@ -303,7 +313,7 @@ fn a_detail_is_part_of_the_picture() {
 fn a_lost_guest_fails_a_script_with_its_reason() {
     let manner = Manner { loses: true, ..Manner::default() };
     let run = run(manner, plan("p j j", Some(100)));
-    assert_eq!(run.ended, Err("the guest was lost: QEMU has exited".into()));
+    assert_eq!(run.ended, Err("the guest is gone: QEMU has exited".into()));
     assert_eq!(run.json()["status"], "lost");
 }
 
@@ -324,6 +334,47 @@ fn a_signal_ends_a_run_and_is_told() {
     let manner = Manner { real_time: true, ..Manner::default() };
     let run = run_with(manner, Plan { end: End::For(Duration::from_secs(600)), ..plan("", None) }, signals);
     assert_eq!(run.ended, Err("ended by SIGTERM before the run was over".into()));
+}
+
+#[test]
+fn the_time_of_a_run_is_kept_whatever_guest_and_engine_do() {
+    const SHORT: Duration = Duration::from_millis(200);
+    let real = Manner { real_time: true, ..Manner::default() };
+    let within = |manner, keys, end| run(manner, Plan { end, ..plan(keys, None) });
+    let why = |run: Run| run.ended.expect_err("a sentence");
+    // All is done in time.
+    assert_eq!(within(real, "j wait:1ms j", End::For(SHORT)).ended, Ok(()));
+    let hit = "2 a 'nt!NtCreateFile' enter";
+    let until = |text: &str| End::UntilWithin(text.parse().unwrap(), Duration::from_secs(60));
+    assert_eq!(within(real, hit, until("hits>=1")).ended, Ok(()));
+    // What is waited for does not come, in the script or at its end.
+    let said = why(within(real, "wait:hits>=5 j", End::For(SHORT)));
+    assert!(said.contains("before the keys were done: 2"), "{said}");
+    let said = why(within(real, "", End::UntilWithin("hits>=5".parse().unwrap(), SHORT)));
+    assert!(said.contains("without hits>=5: the counter is at 0"), "{said}");
+    // The engine does not answer.
+    let said = why(within(Manner { mute: true, ..real }, "p", End::For(SHORT)));
+    assert!(said.contains("still at work"), "{said}");
+    // There is no kernel: that is told, and shown.
+    let run = within(Manner { seeks: true, ..real }, "", End::For(SHORT));
+    assert_eq!(run.json()["status"], "attaching");
+    let said = why(run);
+    assert!(said.contains("no kernel was found in the guest: no Linux kernel is mapped"), "{said}");
+}
+
+#[test]
+fn a_guest_that_does_not_open_in_time_is_told_and_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_keep, signals) = bounded::<Input>(1);
+    let (_never, opened) = bounded(1);
+    let engine = engine(Manner { real_time: true, seeks: true, ..Manner::default() });
+    let leaving = Leaving::new();
+    let guest = Attaching { engine: Engine { leaving: leaving.clone(), ..engine }, opened };
+    let plan = Plan { end: End::For(Duration::from_millis(200)), ..plan("", None) };
+    let ended = start::headless(guest, Setup::default(), plan, None, &shots(folder.path()), signals);
+    assert!(ended.as_ref().is_err_and(|why| why.contains("on the way into the guest")), "{ended:?}");
+    assert!(leaving.is_wanted(), "the engine is told before it reads commands");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "there was nothing to be seen");
 }
 
 #[test]

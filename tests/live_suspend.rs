@@ -1,4 +1,5 @@
-//! The program is stopped by its terminal while it watches a real guest with breakpoints: the guest runs on.
+//! The program is stopped or left while it watches a real guest: the guest runs on, and one that was only watched never
+//! hears of it.
 
 mod live;
 
@@ -6,7 +7,11 @@ use std::{
     env, fs,
     io::{Read, Write},
     process::Command as Program,
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +19,7 @@ use std::{
 use live::{
     dashboard::Dashboard,
     guest::{Guest, Options},
+    recorder::Recorder,
 };
 use portable_pty::{Child, CommandBuilder, PtySize, native_pty_system};
 use vmscope::engine::{
@@ -68,16 +74,17 @@ struct Session {
     child: Box<dyn Child + Send + Sync>,
     keys: Box<dyn Write + Send>,
     output: Receiver<Vec<u8>>,
+    held: Arc<AtomicBool>,
     screen: vt100::Parser,
 }
 
 impl Session {
-    fn start(arguments: &[String]) -> Self {
+    fn start(arguments: &[String], more: &[&str]) -> Self {
         let pair =
             native_pty_system().openpty(PtySize { rows: 40, cols: 140, ..PtySize::default() }).expect("a terminal");
         let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_vmscope"));
         command.args(arguments);
-        command.args(["--break", "do_sys_openat2"]);
+        command.args(more);
         command.cwd(env!("CARGO_MANIFEST_DIR"));
         let home = env::temp_dir().join("vmscope-tests-without-configuration");
         for variable in ["HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"] {
@@ -88,17 +95,22 @@ impl Session {
         let mut reader = pair.master.try_clone_reader().expect("its output");
         let keys = pair.master.take_writer().expect("its keys");
         let (sender, output) = channel();
+        let held = Arc::new(AtomicBool::new(false));
+        let holds = Arc::clone(&held);
         thread::spawn(move || {
-            // The terminal stays open as long as somebody reads.
+            // The terminal stays open as long as somebody reads, or could.
             let _master = pair.master;
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = reader.read(&mut buffer) {
+                while holds.load(Ordering::SeqCst) {
+                    thread::park();
+                }
                 if sender.send(buffer[..length].to_vec()).is_err() {
                     return;
                 }
             }
         });
-        Self { child, keys, output, screen: vt100::Parser::new(cells(40), cells(140), 0) }
+        Self { child, keys, output, held, screen: vt100::Parser::new(cells(40), cells(140), 0) }
     }
 
     fn until(&mut self, what: &str, wanted: impl Fn(&Self) -> bool) {
@@ -119,6 +131,11 @@ impl Session {
 
     fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).and_then(|()| self.keys.flush()).expect("a key");
+    }
+
+    /// Reads no more of what is drawn.
+    fn hold(&self) {
+        self.held.store(true, Ordering::SeqCst);
     }
 
     fn pid(&self) -> u32 {
@@ -154,7 +171,7 @@ fn cells(count: u16) -> std::num::NonZeroU16 {
 #[test]
 fn ctrl_z_leaves_a_guest_that_runs_until_fg() {
     let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
-    let mut session = Session::start(guest.attach_arguments());
+    let mut session = Session::start(guest.attach_arguments(), &["--break", "do_sys_openat2"]);
     session.until("the breakpoint", |session| session.text().contains("● do_sys_openat2"));
     guest.sh("cat /proc/version");
     session.until("a hit", |session| session.hits().is_some_and(|hits| hits > 0));
@@ -174,5 +191,89 @@ fn ctrl_z_leaves_a_guest_that_runs_until_fg() {
     session.until("another hit", |session| session.hits().is_some_and(|hits| hits > before));
     session.press("qy");
     session.until("the end", |session| !session.screen.screen().alternate_screen());
+    assert_eq!(guest.sh("cat /proc/version >/dev/null; echo runs"), "runs\n");
+}
+
+/// Whether a word of vmscope's changes nothing and stops nobody.
+fn only_asks(word: &str) -> bool {
+    let asks = ["qmp_capabilities", "query-", "info ", "gpa2hva ", "xp "];
+    asks.iter().any(|asks| word.starts_with(asks))
+}
+
+#[test]
+fn a_guest_that_was_only_watched_hears_nothing_of_it_whatever_ends_it() {
+    let Some(mut guest) = Guest::boot(&Options::default()) else { return };
+    let (qmp, gdb) = (Recorder::before(guest.qmp_socket()), Recorder::before(guest.gdb_socket()));
+    let memory = guest.memory_file().display().to_string();
+    let arguments = ["qemu", "--qmp", &qmp.address(), "--gdb", &gdb.address(), "--memory", &memory].map(str::to_owned);
+    for way in ["q", "\x03", "TERM", "HUP", "INT", "QUIT", "USR1", "ALRM", "KILL", "\x1a"] {
+        let mut session = Session::start(&arguments, &["--watch", "init_task"]);
+        session.until("the guest", |session| session.text().contains("RUNNING") && session.text().contains("kthreadd"));
+        let kill = |signal: &str, pid: u32| {
+            let status = Program::new("kill").args(["-s", signal, &pid.to_string()]).status();
+            assert!(status.is_ok_and(|status| status.success()));
+        };
+        match way {
+            "q" | "\x03" => session.press(way),
+            "\x1a" => {
+                session.press(way);
+                session.until("it is stopped", Session::is_stopped);
+                kill("CONT", session.pid());
+                session.until("it is back", |session| session.screen.screen().alternate_screen());
+                session.press("q");
+            }
+            signal => kill(signal, session.pid()),
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while session.child.try_wait().expect("a child").is_none() {
+            assert!(Instant::now() < deadline, "{way:?} does not end it");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let commands = qmp.take_commands();
+        assert!(!commands.is_empty());
+        let touches: Vec<&String> = commands.iter().filter(|word| !only_asks(word)).collect();
+        assert_eq!((touches, gdb.take()), (Vec::<&String>::new(), Vec::new()), "{way:?}");
+    }
+    // The same without a terminal, to its end and when the guest's memory goes.
+    for (more, ends) in [(&["--for", "2s"][..], Some(0)), (&["--until", "snapshots>=3", "--for", "60s"], Some(0))] {
+        let run = Program::new(env!("CARGO_BIN_EXE_vmscope")).args(&arguments).arg("--headless").args(more).output();
+        let run = run.expect("vmscope runs");
+        assert_eq!(run.status.code(), ends, "{}", String::from_utf8_lossy(&run.stderr));
+        let commands = qmp.take_commands();
+        assert!(commands.iter().all(|word| only_asks(word)) && gdb.take().is_empty(), "{commands:?}");
+    }
+    assert_eq!(guest.sh("echo runs"), "runs\n");
+}
+
+#[test]
+fn a_terminal_that_takes_no_output_keeps_no_breakpoint_in_the_guest() {
+    let Some(mut guest) = Guest::boot(&Options { plain: true, ..Options::default() }) else { return };
+    let mut session = Session::start(guest.attach_arguments(), &["--break", "do_sys_openat2"]);
+    session.until("the breakpoint", |session| session.text().contains("● do_sys_openat2"));
+    // Nobody reads any more: what is drawn now waits in the terminal, until that takes no more. Each hit is something to
+    // be drawn.
+    session.hold();
+    let pid = session.pid().to_string();
+    let written = || fs::read_to_string(format!("/proc/{pid}/io")).expect("a process");
+    let written = || written().lines().find(|line| line.starts_with("wchar")).map(str::to_owned);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = written();
+        guest.sh("work open 50");
+        if written() == before {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the terminal takes all");
+    }
+    assert!(Program::new("kill").args(["-s", "TERM", &pid]).status().is_ok_and(|status| status.success()));
+    let status = loop {
+        if let Some(status) = session.child.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "SIGTERM does not end it");
+        thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.exit_code(), 128 + libc::SIGTERM.cast_unsigned());
+    assert_eq!(guest.status(), "running");
     assert_eq!(guest.sh("cat /proc/version >/dev/null; echo runs"), "runs\n");
 }

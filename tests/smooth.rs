@@ -25,7 +25,7 @@ use vmscope::{
         event_loop::{Loop, Setup},
     },
     engine::{
-        command::{Command, Done, Engine, Request},
+        command::{Command, Done, Engine, Leaving, Request},
         snapshot::{Capability, Counters, Part, Process, Snapshot, Status},
     },
 };
@@ -118,7 +118,7 @@ impl Guest {
         let published = Arc::new(ArcSwap::from_pointee(picture(0)));
         let (requests, receiver) = bounded(64);
         let (ping, changed) = bounded(1);
-        let engine = Engine { snapshot: Arc::clone(&published), requests, changed };
+        let engine = Engine { snapshot: Arc::clone(&published), requests, changed, leaving: Leaving::default() };
         (Self { published, ping, requests: receiver }, engine)
     }
 

@@ -1,5 +1,8 @@
 //! The real program in a real pseudo-terminal: the screen is right, and the terminal is given back on every way out.
 
+#[path = "terminal/held.rs"]
+mod held;
+
 use std::{
     env,
     io::{Read, Write},
@@ -16,7 +19,7 @@ use portable_pty::{Child, CommandBuilder, ExitStatus, MasterPty, PtySize, native
 use vmscope::{
     app::{event_loop::Setup, start, terminal},
     engine::{
-        command::{self, Engine, Request},
+        command::{self, Engine, Leaving, Request},
         snapshot::{Part, Process, Snapshot, Status},
     },
 };
@@ -340,10 +343,39 @@ fn ctrl_z_gives_the_terminal_to_the_shell_until_fg() {
 
 #[test]
 fn signals_end_the_program_and_restore_the_terminal() {
-    for signal in ["TERM", "HUP", "INT"] {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+        libc::SIGIO,
+        libc::SIGABRT,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+        libc::SIGPWR,
+        libc::SIGRTMIN(),
+        libc::SIGRTMAX(),
+    ] {
         let mut session = dashboard();
-        session.signal(signal);
-        assert!(session.ends().success(), "{signal}");
+        session.signal(&signal.to_string());
+        assert_eq!(session.ends().exit_code(), 128 + signal.cast_unsigned(), "{signal}");
+        session.is_restored();
+    }
+}
+
+#[test]
+fn a_fault_ends_the_program_and_restores_the_terminal() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
+        let mut session = dashboard();
+        session.signal(&signal.to_string());
+        assert!(!session.ends().success(), "{signal}");
         session.is_restored();
     }
 }
@@ -426,5 +458,5 @@ fn panicking_engine() -> Engine {
         let Request { command, .. } = receiver.recv().unwrap();
         assert_eq!(command, command::Command::Quit, "on purpose");
     });
-    Engine { snapshot: published, requests, changed: pings }
+    Engine { snapshot: published, requests, changed: pings, leaving: Leaving::default() }
 }

@@ -33,6 +33,8 @@ pub struct Situation<'a> {
     pub now: Duration,
     /// Whether the engine has ended, so that nothing will change any more.
     pub engine_ended: bool,
+    /// What the engine is doing for a command, if one is under way.
+    pub busy: Option<&'static str>,
 }
 
 /// The next step of a console.
@@ -57,9 +59,19 @@ pub trait Console {
     /// What comes in by itself.
     fn inputs(&self) -> &Receiver<Input>;
 
-    /// Asked whenever no command is under way.
+    /// Asked whenever no command is under way, and when the time for all is over.
     fn next(&mut self, _: &Situation<'_>) -> Next {
         Next::Wait
+    }
+
+    /// How long all may last.
+    fn longest(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the guest is not open yet: then there is nothing on the screen that could be used.
+    fn is_attaching(&self) -> bool {
+        false
     }
 
     /// Whether nobody is there who could decide that an answer takes too long.

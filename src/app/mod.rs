@@ -6,6 +6,7 @@
 //! and draws); `headless` runs the same loop without a terminal.
 
 pub mod action;
+pub mod attaching;
 pub mod bounded;
 pub mod config;
 pub mod console;
@@ -18,6 +19,7 @@ pub mod logging;
 pub mod saved;
 pub mod screenshot;
 pub mod script;
+pub mod signals;
 pub mod start;
 pub mod terminal;
 pub mod themes;

@@ -7,12 +7,14 @@ use std::{
     env,
     panic::{self, AssertUnwindSafe},
     path::Path,
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender};
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::{
+    attaching::Opening,
     config::{self, Config},
     console::Input,
     event_loop::{Ended, Loop, Setup, leave},
@@ -24,12 +26,15 @@ use super::{
     themes::Themes,
 };
 use crate::{
-    engine::command::Engine,
+    engine::command::{Attaching, Engine},
     ui::state::{ColorDepth, UiState},
 };
 
 /// The size of a headless screen that is not told.
 const DEFAULT_SIZE: Size = Size { columns: 120, rows: 40 };
+
+/// How long a guest may take to open before the screen comes up without it.
+const OPEN_MOMENT: Duration = Duration::from_millis(500);
 
 /// What the command line says of the screen; it goes before the configuration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,18 +93,23 @@ fn colors() -> ColorDepth {
 /// # Errors
 /// The first thing that went wrong, in a sentence.
 pub fn headless(
-    engine: Engine,
+    guest: impl Into<Attaching>,
     setup: Setup,
     plan: Plan,
     size: Option<Size>,
     screenshots: &[Screenshot],
     signals: Receiver<Input>,
 ) -> Result<(), String> {
+    let (engine, mut opening) = Opening::of(guest.into());
     let guest = engine.clone();
     leaving(&guest, move || {
+        if plan.ticks.is_some() {
+            // Runs in virtual time are alike from their first picture on.
+            opening.wait(None, &signals)?;
+        }
         let size = size.unwrap_or(DEFAULT_SIZE);
         let Ok(mut terminal) = Terminal::new(TestBackend::new(size.columns, size.rows));
-        let mut console = Scripted::new(plan, signals);
+        let mut console = Scripted::new(plan, signals, opening);
         let mut run = Loop::new(&mut terminal, &mut console, engine, setup);
         let ended = match run.run() {
             Ok(Ended::Done) => Ok(()),
@@ -107,6 +117,10 @@ pub fn headless(
             Err(why) => Err(why),
         };
         let (shown, theme) = (run.shown().clone(), run.theme().clone());
+        if !console.has_seen_a_guest() {
+            // There is no picture of it.
+            return ended;
+        }
         let shot = Shot { buffer: terminal.backend().buffer(), snapshot: &shown, theme: &theme };
         let left = screenshots.iter().try_for_each(|screenshot| screenshot.leave(&shot));
         ended.and(left)
@@ -117,12 +131,20 @@ pub fn headless(
 ///
 /// # Errors
 /// A sentence when the terminal cannot be used or is lost.
-pub fn dashboard(engine: Engine, setup: Setup, signals: Receiver<Input>, keys: Sender<Input>) -> Result<(), String> {
+pub fn dashboard(
+    guest: impl Into<Attaching>,
+    setup: Setup,
+    signals: Receiver<Input>,
+    keys: Sender<Input>,
+) -> Result<(), String> {
+    let (engine, mut opening) = Opening::of(guest.into());
     let guest = engine.clone();
     leaving(&guest, move || {
+        // No screen comes up for a guest that cannot be opened, if that is known in a moment.
+        opening.wait(Some(OPEN_MOMENT), &signals)?;
         let mut screen = Screen::open(setup.mouse)?;
         terminal::inputs(keys);
-        let mut keyboard = Keyboard::new(signals);
+        let mut keyboard = Keyboard::new(signals, opening);
         // Every signal that ends a dashboard is a request to leave, which was done.
         Loop::new(&mut screen.terminal, &mut keyboard, engine, setup).run().map(|_| ())
     })

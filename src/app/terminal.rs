@@ -20,22 +20,22 @@ use crossterm::{
         EnableMouseCapture,
     },
     execute, queue,
+    style::ResetColor,
     terminal::{self, BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen},
 };
 use ratatui::{Terminal, backend::CrosstermBackend};
-use signal_hook::{
-    consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP},
-    iterator::Signals,
-    low_level,
-};
+use signal_hook::{consts::SIGTSTP, low_level};
 
 use super::{
+    attaching::Opening,
     bounded::Bounded,
-    console::{Console, Input},
+    console::{Console, Input, Next, Situation},
 };
 
 /// Whether the terminal is ours now; what [`restore`] undoes once.
 static TAKEN: AtomicBool = AtomicBool::new(false);
+/// The same until all of it is undone: a terminal that takes no output may hold [`restore`] for ever.
+static HELD: AtomicBool = AtomicBool::new(false);
 /// Whether the mouse is wanted, each time the terminal is taken.
 static MOUSE: AtomicBool = AtomicBool::new(true);
 
@@ -84,6 +84,7 @@ impl Drop for Screen {
 
 /// Switches all modes on.
 fn take() -> io::Result<()> {
+    HELD.store(true, Ordering::SeqCst);
     TAKEN.store(true, Ordering::SeqCst);
     terminal::enable_raw_mode()
         .and_then(|()| {
@@ -106,7 +107,31 @@ fn restore() {
         );
         let _ = terminal::disable_raw_mode();
         let _ = io::stdout().flush();
+        HELD.store(false, Ordering::SeqCst);
     }
+}
+
+/// Whether the terminal is not as it was, for whoever has to restore it when dropping [`Screen`] cannot.
+pub fn held() -> &'static AtomicBool {
+    &HELD
+}
+
+/// The bytes that such a one writes: what is under way is broken off, then what dropping [`Screen`] writes.
+pub fn farewell() -> Vec<u8> {
+    // CAN ends a sequence that was cut.
+    let mut bytes = b"\x18".to_vec();
+    // Writing to memory cannot fail.
+    let _ = queue!(
+        bytes,
+        EndSynchronizedUpdate,
+        DisableFocusChange,
+        DisableBracketedPaste,
+        DisableMouseCapture,
+        ResetColor,
+        LeaveAlternateScreen,
+        cursor::Show
+    );
+    bytes
 }
 
 /// Stops this process as the terminal's suspend key does, and takes the terminal again when it is continued.
@@ -142,18 +167,27 @@ fn restore_on_panic() {
 #[derive(Debug)]
 pub struct Keyboard {
     inputs: Receiver<Input>,
+    opening: Opening,
 }
 
 impl Keyboard {
-    /// Reads from an [`input_queue`].
-    pub const fn new(inputs: Receiver<Input>) -> Self {
-        Self { inputs }
+    /// Reads from an [`input_queue`], while the guest may still be on its way to be opened.
+    pub const fn new(inputs: Receiver<Input>, opening: Opening) -> Self {
+        Self { inputs, opening }
     }
 }
 
 impl Console for Keyboard {
     fn inputs(&self) -> &Receiver<Input> {
         &self.inputs
+    }
+
+    fn next(&mut self, _: &Situation<'_>) -> Next {
+        self.opening.look().map_or_else(Next::Fail, |()| Next::Wait)
+    }
+
+    fn is_attaching(&self) -> bool {
+        self.opening.is_under_way()
     }
 
     // Terminals show what lies between the two marks at once; others ignore them. A terminal that is gone is told by
@@ -195,31 +229,7 @@ pub fn inputs(sender: Sender<Input>) {
     });
 }
 
-/// The signals that end, suspend or continue a program.
-///
-/// # Errors
-/// A sentence when the handlers cannot be installed.
-pub fn signals(sender: Sender<Input>) -> Result<(), String> {
-    let signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGTSTP, SIGCONT]);
-    let mut signals = signals.map_err(|error| format!("cannot handle signals: {error}"))?;
-    thread::spawn(move || {
-        for signal in signals.forever() {
-            let input = match signal {
-                SIGTSTP => Input::Suspend,
-                SIGCONT => Input::Continued,
-                SIGHUP => Input::Terminate("SIGHUP"),
-                SIGINT => Input::Terminate("SIGINT"),
-                _ => Input::Terminate("SIGTERM"),
-            };
-            if sender.send(input).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(())
-}
-
-/// A queue for [`inputs`] and [`signals`]: bounded, so that a paste of megabytes waits in the terminal.
+/// A queue for [`inputs`] and for signals: bounded, so that a paste of megabytes waits in the terminal.
 pub fn input_queue() -> (Sender<Input>, Receiver<Input>) {
     bounded(1024)
 }

@@ -4,7 +4,13 @@
 //! between events, publishes a new snapshot at once, and answers with a sentence: what was done, or what was
 //! tried, why it failed and what to do.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender};
@@ -201,6 +207,53 @@ pub struct Request {
     pub answer: Sender<Answer>,
 }
 
+/// The user's wish to leave, for an engine that is too busy to read commands: on its way into the guest, above all.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving(Option<Arc<AtomicBool>>);
+
+impl Leaving {
+    /// One that can be wanted; the default one never is.
+    pub fn new() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// The user wants to leave, from now on.
+    pub fn want(&self) {
+        if let Some(wanted) = &self.0 {
+            wanted.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the user wants to leave.
+    pub fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|wanted| wanted.load(Ordering::SeqCst))
+    }
+
+    /// Whether anybody could ever want it.
+    pub fn can_be_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// An engine on its way into its guest.
+#[derive(Clone, Debug)]
+pub struct Attaching {
+    /// The engine. Until the guest is open its snapshot is empty.
+    pub engine: Engine,
+    /// Hears once whether the guest is open, or in a sentence why it cannot be opened.
+    pub opened: Receiver<Result<(), String>>,
+}
+
+impl From<Engine> for Attaching {
+    /// A guest that is open.
+    fn from(engine: Engine) -> Self {
+        let (sender, opened) = crossbeam_channel::bounded(1);
+        // There is room for one.
+        let _ = sender.send(Ok(()));
+        Self { engine, opened }
+    }
+}
+
 /// The screen's end of a running engine. Dropping it makes the engine leave the guest as [`Command::Quit`] does.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -210,6 +263,8 @@ pub struct Engine {
     pub requests: Sender<Request>,
     /// A ping (capacity 1) after each new snapshot; disconnected when the engine has ended.
     pub changed: Receiver<()>,
+    /// To be told before [`Command::Quit`] is sent.
+    pub leaving: Leaving,
 }
 
 #[cfg(test)]

@@ -93,8 +93,8 @@ pub enum VmiError {
     /// A wait was ended by a signal.
     #[error("interrupted by a signal")]
     Interrupted,
-    /// The guest, or the program that runs it, is gone.
-    #[error("the guest is gone: {0}")]
+    /// The guest, the program that runs it or the way to it is gone: a whole sentence that says which.
+    #[error("{0}")]
     Lost(String),
     /// The system said no.
     #[error(transparent)]

@@ -1,8 +1,8 @@
 //! The engine's thread: it owns driver, session and monitor; commands go in, snapshots come out.
 //!
-//! [`start_demo`] and [`start_qemu`] open the guest and hand back the screen's end. A guest that cannot be opened is an
-//! error of these functions, so that no screen comes up for it; whatever ends the engine later is a state that the last
-//! snapshot shows. This is the only place that knows all drivers.
+//! [`attach_demo`] and [`attach_qemu`] begin to open a guest and hand back the screen's end, which tells when the guest
+//! is open, or why it cannot be opened; [`start_demo`] and [`start_qemu`] wait for that. Whatever ends the engine later is
+//! a state that the last snapshot shows. This is the only place that knows all drivers.
 
 use std::{
     any::Any,
@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -20,10 +20,10 @@ use super::{
     addr::{Gfn, VcpuId, View},
     arch::amd64::{Amd64, Amd64Registers},
     bpm::{BreakpointController, DebugController},
-    command::{Command, Done, Engine, Request, Target},
+    command::{Attaching, Command, Done, Engine, Leaving, Request, Target},
     driver::{
         VmiDriver,
-        qemu::{QemuDriver, QemuOptions},
+        qemu::{QemuDriver, QemuOptions, patience},
         sim::{SimDriver, SimOptions},
     },
     error::VmiError,
@@ -39,6 +39,11 @@ use super::{
 
 /// How many commands may wait.
 const COMMANDS: usize = 256;
+/// How long it may take to open a guest and to set the first breakpoints in it. It is the time for all of that: each
+/// answer on the way has a shorter one.
+const ATTACH_TIME: Duration = Duration::from_secs(60);
+/// What is left of it for the first breakpoints, however long the guest's kernel was looked for.
+const START_TIME: Duration = Duration::from_secs(20);
 /// How often a guest whose kernel is not up yet is looked at again.
 const KERNEL_WAIT: Duration = Duration::from_millis(250);
 
@@ -152,6 +157,22 @@ impl Platform for QemuDriver {
 /// # Errors
 /// One sentence: what was tried, why it failed, what to do.
 pub fn start_demo(demo: DemoOptions, start: StartOptions) -> Result<Engine, String> {
+    opened(attach_demo(demo, start)?)
+}
+
+/// Waits until the guest is open.
+fn opened(attaching: Attaching) -> Result<Engine, String> {
+    match attaching.opened.recv() {
+        Ok(opened) => opened.map(|()| attaching.engine),
+        Err(_) => Err("the engine ended before the guest was open".into()),
+    }
+}
+
+/// Begins to start the built-in guest and its engine.
+///
+/// # Errors
+/// One sentence, when that cannot even begin.
+pub fn attach_demo(demo: DemoOptions, start: StartOptions) -> Result<Attaching, String> {
     let profile = match &start.profile {
         Some(path) => {
             Profile::parse(&read_profile(path)?).map_err(|error| format!("profile {}: {error}", path.display()))?
@@ -182,6 +203,14 @@ pub fn start_demo(demo: DemoOptions, start: StartOptions) -> Result<Engine, Stri
 /// # Errors
 /// As [`start_demo`].
 pub fn start_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Engine, String> {
+    opened(attach_qemu(qemu, start)?)
+}
+
+/// Begins to attach to a QEMU guest.
+///
+/// # Errors
+/// As [`attach_demo`].
+pub fn attach_qemu(qemu: QemuOptions, start: StartOptions) -> Result<Attaching, String> {
     let profile = start.profile.as_deref().map(read_profile).transpose()?;
     let qemu = QemuOptions { read_only: start.read_only, ..qemu };
     spawn(
@@ -223,18 +252,51 @@ fn read_profile(path: &std::path::Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("could not read the profile {}: {error}", path.display()))
 }
 
-/// Runs an engine on a thread of its own; answers when the guest is open.
+/// The time and the will that there are for attaching.
+#[derive(Clone, Debug)]
+struct Patience {
+    until: Instant,
+    leaving: Leaving,
+}
+
+impl Patience {
+    fn begin() -> Self {
+        Self { until: Instant::now() + ATTACH_TIME, leaving: Leaving::new() }
+    }
+
+    /// Does what belongs to attaching.
+    fn attach<T>(&self, least: Duration, work: impl FnOnce() -> T) -> T {
+        let left = self.until.saturating_duration_since(Instant::now()).max(least);
+        self.until_left(|| patience::at_most(left, "attaching to the guest", work))
+    }
+
+    /// Does something that may last as long as the user likes.
+    fn until_left<T>(&self, work: impl FnOnce() -> T) -> T {
+        patience::until_left(&self.leaving, work)
+    }
+}
+
+/// Runs an engine on a thread of its own.
 fn spawn<D, Os>(
     start: StartOptions,
     lock_step: bool,
     open: impl FnOnce() -> Result<D, VmiError> + Send + 'static,
     detect: impl Fn(&VmiCore<D>) -> Result<Os, VmiError> + Send + 'static,
-) -> Result<Engine, String>
+) -> Result<Attaching, String>
 where
     D: Platform,
     Os: VmiOs<D>,
 {
-    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let first = Snapshot {
+        schema: SCHEMA,
+        driver: D::KIND,
+        read_only: start.read_only,
+        notice: Some("opening the guest (q leaves)".into()),
+        ..Snapshot::default()
+    };
+    let snapshot = Arc::new(ArcSwap::from_pointee(first));
+    let patience = Patience::begin();
+    let leaving = patience.leaving.clone();
     let (requests, commands) = bounded(COMMANDS);
     let (ping, changed) = bounded(1);
     let (opened, is_open) = bounded::<Result<(), String>>(1);
@@ -248,14 +310,14 @@ where
     };
     let thread = thread::Builder::new().name("engine".into()).spawn(move || {
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            let core = match open().and_then(VmiCore::new) {
+            let core = match patience.attach(Duration::ZERO, || open().and_then(VmiCore::new)) {
                 Ok(core) => core,
                 Err(error) => {
                     let _ = opened.send(Err(error.to_string()));
                     return Ok(());
                 }
             };
-            run(&core, options, channels.clone(), &detect, &opened)
+            run(&core, options, channels.clone(), &patience, &detect, &opened)
         }));
         let notice = match ended {
             Ok(Ok(())) => return,
@@ -274,11 +336,7 @@ where
         let _ = channels.changed.try_send(());
     });
     thread.map_err(|error| format!("could not start the engine's thread: {error}"))?;
-    match is_open.recv() {
-        Ok(Ok(())) => Ok(Engine { snapshot, requests, changed }),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err("the engine ended before the guest was open".into()),
-    }
+    Ok(Attaching { engine: Engine { snapshot, requests, changed, leaving }, opened: is_open })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
@@ -291,6 +349,7 @@ fn run<D, Os>(
     core: &VmiCore<D>,
     options: MonitorOptions,
     channels: Channels,
+    patience: &Patience,
     detect: &impl Fn(&VmiCore<D>) -> Result<Os, VmiError>,
     opened: &Sender<Result<(), String>>,
 ) -> Result<(), String>
@@ -318,14 +377,18 @@ where
     let (capabilities, unavailable) = core.driver().capabilities();
     first.capabilities.set(capabilities);
     first.unavailable.set(unavailable);
+    first.notice = Some("looking for the guest's kernel, and setting the first breakpoints (q leaves)".into());
+    channels.snapshot.store(Arc::new(first.clone()));
+    let _ = channels.changed.try_send(());
+    first.notice = None;
     let commands = channels.requests.clone();
     let awaited = commands.clone();
     core.set_waits(move || !awaited.is_empty());
     let mut monitor = Monitor::new(options, channels, first);
     loop {
-        let Some(os) = find_kernel(core, &mut monitor, &commands, detect, opened)? else { return Ok(()) };
+        let Some(os) = find_kernel(core, &mut monitor, &commands, patience, detect, opened)? else { return Ok(()) };
         let session = VmiSession::new(core, &os);
-        let started = monitor.start(session);
+        let started = patience.attach(START_TIME, || monitor.start(session));
         match started {
             Ok(()) => {
                 let _ = opened.try_send(Ok(()));
@@ -334,10 +397,12 @@ where
             Err(_) => monitor.stop(),
         }
         let handled = session.handle(&mut monitor);
-        started?;
-        match handled {
-            Ok(Some(Ended::Reset)) => monitor.forget_kernel(core),
-            handled => return handled.map(|_| ()).map_err(|error| error.to_string()),
+        match (started, handled) {
+            (Ok(()), Ok(Some(Ended::Reset))) => monitor.forget_kernel(core),
+            // Who leaves asks for nothing any more.
+            (Err(_), Ok(_)) if patience.leaving.is_wanted() => return Ok(()),
+            (Err(why), _) => return Err(why),
+            (Ok(()), handled) => return handled.map(|_| ()).map_err(|error| error.to_string()),
         }
     }
 }
@@ -347,6 +412,7 @@ fn find_kernel<D, Os>(
     core: &VmiCore<D>,
     monitor: &mut Monitor<D, Os>,
     commands: &Receiver<Request>,
+    patience: &Patience,
     detect: &impl Fn(&VmiCore<D>) -> Result<Os, VmiError>,
     opened: &Sender<Result<(), String>>,
 ) -> Result<Option<Os>, String>
@@ -360,7 +426,11 @@ where
         monitor.begin_seeking(core);
         // For the registers of all vCPUs together.
         core.begin_round(Limits::search(core.usual_limits()));
-        match detect(core) {
+        let detected = match core.driver().lost() {
+            Some(why) => Err(VmiError::Lost(why)),
+            None => patience.until_left(|| detect(core)),
+        };
+        match detected {
             Ok(os) => return Ok(Some(os)),
             Err(error @ VmiError::Lost(_)) => return Err(error.to_string()),
             Err(error) => {
@@ -403,10 +473,11 @@ mod tests {
     fn fragile(nth: u32) -> Result<Engine, String> {
         let asked = AtomicU32::new(0);
         let open = || SimDriver::new(SimOptions::default());
-        spawn(StartOptions::default(), false, open, move |_: &VmiCore<SimDriver>| -> Result<WindowsOs, VmiError> {
+        let search = move |_: &VmiCore<SimDriver>| -> Result<WindowsOs, VmiError> {
             assert!(asked.fetch_add(1, Ordering::Relaxed) < nth, "on\u{1b} purpose");
             Err(VmiError::os("nothing there"))
-        })
+        };
+        opened(spawn(StartOptions::default(), false, open, search)?)
     }
 
     #[test]

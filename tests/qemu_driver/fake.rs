@@ -75,6 +75,8 @@ pub struct Machine {
     /// What packets begin with that are taken, and never answered.
     pub swallows: Option<&'static str>,
     pub silent: bool,
+    /// The stub describes its registers in parts that never come to an end, each after a while.
+    pub endless: bool,
     pub architecture: &'static str,
     /// KVM: four debug registers, INT3 in memory, and no way past a breakpoint but RF or without it.
     pub kvm: bool,
@@ -163,6 +165,7 @@ impl Fake {
             stub_is_taken: false,
             swallows: None,
             silent: false,
+            endless: false,
             architecture: "x86_64",
             kvm: false,
             honours_rf: true,
@@ -473,6 +476,11 @@ impl Machine {
             "qfThreadInfo" => "mp01.01,p01.02".to_owned(),
             "qsThreadInfo" => "l".to_owned(),
             _ if packet.starts_with("qSupported") => "PacketSize=1000;qXfer:features:read+;multiprocess+".to_owned(),
+            _ if self.endless && packet.starts_with("qXfer") => {
+                self.log.push("described".to_owned());
+                thread::sleep(Duration::from_millis(10));
+                "m ".to_owned()
+            }
             _ if packet.starts_with("qXfer:features:read:target.xml:0,") => DESCRIPTION.to_owned(),
             _ if packet == format!("m{:x},30", self.rsp[self.selected]) => {
                 hex(&self.frame.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())

@@ -5,6 +5,7 @@ mod fake;
 mod kvm;
 mod leaving;
 mod outside;
+mod watching;
 
 use std::{
     io::{Read, Write},

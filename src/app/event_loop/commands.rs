@@ -14,7 +14,10 @@ use crate::{
         console::Console,
         update::{Draft, memory},
     },
-    engine::command::{Answer, Command, Done, Engine, Request},
+    engine::{
+        command::{Answer, Command, Done, Engine, Request},
+        snapshot::Status,
+    },
     ui::state::{PaneId, Popup, RowKey, Severity},
 };
 
@@ -150,6 +153,8 @@ const fn doing(command: &Command) -> &'static str {
 pub fn leave(engine: &Engine) -> Result<(), String> {
     let until = Instant::now() + LEAVE_BOUND;
     let (answer, answered) = bounded(1);
+    let was_lost = engine.snapshot.load().status == Status::Lost;
+    engine.leaving.want();
     match engine.requests.send_deadline(Request { command: Command::Quit, answer }, until) {
         // An engine that has ended by itself has left the guest already.
         Ok(()) | Err(SendTimeoutError::Disconnected(_)) => {}
@@ -161,6 +166,10 @@ pub fn leave(engine: &Engine) -> Result<(), String> {
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => return Err(stuck()),
         }
+    }
+    let last = engine.snapshot.load();
+    if last.status == Status::Lost && !was_lost {
+        return Err(last.notice.as_deref().unwrap_or("the engine failed while it left the guest").to_owned());
     }
     answered.try_recv().ok().map_or(Ok(()), |answer| answer.map(|_| ()))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crokey::KeyCombination;
+use crokey::{KeyCombination, key};
 use crossterm::event::{Event, KeyEventKind, MouseEventKind};
 use ratatui::{
     backend::Backend,
@@ -56,6 +56,11 @@ where
     }
 
     pub(super) fn press(&mut self, key: KeyCombination) {
+        // While nothing is there that could be done, any of the keys that usually lead out of something leads out of it.
+        if self.console.is_attaching() && key == key!(esc) && self.state.popups.is_empty() {
+            self.ended = Some(Ok(Ended::Done));
+            return;
+        }
         let effects = update::key(&mut self.state, &self.shown, &self.keymap, key);
         self.carry_out(effects);
         self.settle();

@@ -196,7 +196,8 @@ where
             if self.ended.is_some() {
                 return None;
             }
-            if let Some(oldest) = self.pending.first() {
+            let left_for_all = self.console.longest().map(|longest| longest.saturating_sub(self.now()));
+            if let Some(oldest) = self.pending.first().filter(|_| left_for_all != Some(Duration::ZERO)) {
                 if !self.console.is_scripted() {
                     return None;
                 }
@@ -207,10 +208,11 @@ where
                         "the engine did not answer a command within {bound} s; a log (--log-file) says what it was doing"
                     )));
                 }
-                return Some(left);
+                return Some(left_for_all.map_or(left, |all| all.min(left)));
             }
+            let busy = self.pending.first().map(|oldest| oldest.what);
             let snapshot = self.history.live();
-            let situation = Situation { snapshot, now: self.now(), engine_ended: self.engine_ended };
+            let situation = Situation { snapshot, now: self.now(), engine_ended: self.engine_ended, busy };
             match self.console.next(&situation) {
                 Next::Wait => return None,
                 Next::WaitFor(time) => return Some(time),

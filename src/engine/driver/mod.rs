@@ -5,6 +5,7 @@
 //! [`VmiDriver::capabilities`]. This is the only floor with `unsafe` code: memory that a running guest shares with us
 //! is copied out with volatile reads and never borrowed.
 
+pub mod fatal;
 pub mod qemu;
 pub mod sim;
 pub mod xenstore;
@@ -104,6 +105,12 @@ pub trait VmiDriver: 'static {
 
     /// The time of this guest in nanoseconds: virtual where the driver keeps one, else since the driver was opened.
     fn clock_ns(&self) -> u64;
+
+    /// Why the guest is gone, once any call has found that it is. Whoever reads it in passing may drop such an error among
+    /// others; whoever runs the session asks here, and ends it.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 
     /// How often the guest was reset since the driver was opened: each time everything learnt of its kernel is void.
     fn resets(&self) -> u64 {
@@ -380,6 +387,12 @@ pub trait VmiVmControl: VmiDriver {
     /// # Errors
     /// When the driver failed; what could be taken back was.
     fn reset_state(&self) -> Result<(), VmiError>;
+
+    /// Whether anything was done to the guest that has to be taken back. A guest that was only looked at is not
+    /// stopped, not even for a moment, when a session on it ends.
+    fn is_touched(&self) -> bool {
+        true
+    }
 }
 
 /// Breakpoints and watchpoints that the hypervisor keeps (QEMU's gdb stub), outside of guest memory where it can.

@@ -23,7 +23,7 @@ pub enum Interrupted {
 }
 
 /// Answers the events of a session. Every wait is preceded by [`VmiHandler::poll`]; however the session ends, by a
-/// result, an error or a panic, [`VmiHandler::cleanup`] runs with the guest paused.
+/// result, an error or a panic, [`VmiHandler::cleanup`] runs, with the guest paused if anything was done to it.
 pub trait VmiHandler<Driver: VmiDriver, Os> {
     /// What the session is for.
     type Output;
@@ -95,9 +95,14 @@ where
     // The first panic is the one to be told of; by now the guest is clean.
     match (ended, torn_down) {
         (Err(panic), _) | (Ok(_), Err(panic)) => resume_unwind(panic),
-        (Ok(result), Ok(())) => result,
+        // A result is none where the guest is not as it was.
+        (Ok(Ok(_)), Ok(Some(error))) => Err(error),
+        (Ok(result), Ok(_)) => result,
     }
 }
+
+/// The steps of the way out after which nothing is tried any more.
+const LAST_STEPS: [&str; 2] = ["reset again", "resume"];
 
 type Panic = Box<dyn Any + Send>;
 
@@ -121,6 +126,9 @@ where
         if let Some(output) = handler.poll(vmi) {
             return Ok(Some(output));
         }
+        if let Some(why) = vmi.driver().lost() {
+            return Err(VmiError::Lost(why));
+        }
         let wait = handler.timeout().unwrap_or(timeout);
         match vmi.wait_for_event(wait, |event| handler.handle_event(VmiContext::new(vmi, event))) {
             Ok(()) => {}
@@ -138,7 +146,10 @@ where
 }
 
 /// Leaves the guest as it was found. Each step is tried whatever became of the ones before it, because a guest that
-/// refuses one thing may still do another.
+/// refuses one thing may still do another. Where nothing was done to the guest, nothing is taken back: only the handler
+/// is told.
+///
+/// Answers what it could not do in the end: an earlier step that failed may have been made up for by a later one.
 ///
 /// # Errors
 /// The first panic in here.
@@ -146,12 +157,12 @@ fn teardown<Driver, Os, Handler>(
     vmi: VmiSession<'_, Driver, Os>,
     handler: &mut Handler,
     handler_broken: bool,
-) -> Result<(), Panic>
+) -> Result<Option<VmiError>, Panic>
 where
     Driver: VmiEventControl + VmiVmControl,
     Handler: VmiHandler<Driver, Os>,
 {
-    let mut panics = Vec::new();
+    let (mut panics, mut failed) = (Vec::new(), None);
     let mut attempt = |step: &str, action: &mut dyn FnMut() -> Result<(), VmiError>| match caught(action) {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
@@ -161,6 +172,9 @@ where
             } else {
                 tracing::warn!("the way out, {step}: {error}");
             }
+            if step == LAST_STEPS[0] || step == LAST_STEPS[1] {
+                failed.get_or_insert(error);
+            }
             true
         }
         Err(panic) => {
@@ -168,13 +182,19 @@ where
             false
         }
     };
-    attempt("pause", &mut || vmi.core().pause());
+    let touched = vmi.driver().is_touched();
+    if touched {
+        attempt("pause", &mut || vmi.core().pause());
+    }
     vmi.flush_v2p_cache();
     vmi.flush_gfn_cache();
     let cleaned = attempt("cleanup", &mut || {
         handler.cleanup(vmi);
         Ok(())
     });
+    if !touched {
+        return panics.into_iter().next().map_or(Ok(None), Err);
+    }
     attempt("reset", &mut || vmi.core().reset_state());
     // A handler that has panicked is asked no more: what is still pending just goes on.
     let drained = !handler_broken
@@ -190,9 +210,12 @@ where
         });
     }
     // An answer to a drained event may have asked for another step.
-    attempt("reset again", &mut || vmi.core().reset_state());
-    attempt("resume", &mut || vmi.core().resume());
-    panics.into_iter().next().map_or(Ok(()), Err)
+    attempt(LAST_STEPS[0], &mut || vmi.core().reset_state());
+    attempt(LAST_STEPS[1], &mut || vmi.core().resume());
+    match panics.into_iter().next() {
+        Some(panic) => Err(panic),
+        None => Ok(failed),
+    }
 }
 
 /// Answers what is still pending without waiting for more.

@@ -105,7 +105,8 @@ where
     /// Runs a handler until it has a result, with a wait of 5 s between its polls; see [`VmiHandler`].
     ///
     /// # Errors
-    /// The driver's error that ended the loop; the guest has been left clean all the same.
+    /// The driver's error that ended the loop; the guest has been left clean all the same. Else the error that kept it
+    /// from being left clean.
     pub fn handle<Handler>(&self, handler: Handler) -> Result<Option<Handler::Output>, VmiError>
     where
         Handler: VmiHandler<Driver, Os>,

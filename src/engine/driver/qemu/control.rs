@@ -177,6 +177,11 @@ impl Control {
         self.stub.is_some()
     }
 
+    /// Whether anything of ours is in the guest or keeps it from running.
+    pub fn is_touched(&self) -> bool {
+        self.stub.is_some() || self.stub_address.is_some() || self.pauses > 0 || !self.patches.is_empty()
+    }
+
     /// Whether the guest is to run as far as pauses go.
     pub fn wants_to_run(&self) -> bool {
         self.pauses == 0 && !self.foreign
@@ -195,7 +200,7 @@ impl Control {
     pub fn explained<T>(&self, result: Result<T, VmiError>) -> Result<T, VmiError> {
         match result {
             Err(VmiError::Lost(_)) if self.shut_down => {
-                Err(VmiError::Lost("it was shut down, and QEMU has ended".into()))
+                Err(VmiError::Lost("the guest is gone: it was shut down, and QEMU has ended".into()))
             }
             other => other,
         }
@@ -289,7 +294,7 @@ impl Control {
 
     pub fn stuck(&self) -> VmiError {
         VmiError::Lost(format!(
-            "it does not stop when asked to, for {} s: QEMU hangs",
+            "the guest does not stop when asked to, for {} s: QEMU hangs",
             (STOP_TIME * STOP_ATTEMPTS).as_secs()
         ))
     }

@@ -90,7 +90,7 @@ impl Control {
     pub fn stopped(&mut self, stop: Stop) -> Result<(), VmiError> {
         let was_running = std::mem::replace(&mut self.running, false);
         match stop {
-            Stop::Exited => Err(VmiError::Lost("QEMU has ended".into())),
+            Stop::Exited => Err(VmiError::Lost("the guest is gone: QEMU has ended".into())),
             Stop::At { signal: Stop::TRAP, thread: Some(thread), watch } => {
                 let at = Instant::now();
                 self.trapped(thread, watch)?;

@@ -19,7 +19,7 @@ use super::{
     gdb::Gdb,
     identity::Identity,
     int3::Patch,
-    process,
+    patience, process,
     qmp::Qmp,
     state_folder::{Folder, PREFIX},
     transport::Address,
@@ -31,6 +31,8 @@ const STATE: &str = "state.json";
 const CLAIMED: &str = "state.claimed";
 /// How long QEMU may take to greet somebody who wants to repair.
 const GREETING_TIME: Duration = Duration::from_secs(1);
+/// How long one attempt of the guardian's may take in all.
+const ATTEMPT_TIME: Duration = Duration::from_secs(30);
 
 /// What somebody else must know to let go of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +174,8 @@ pub fn repair_one(folder: &mut Folder) -> bool {
     // What it says now that nobody else changes it.
     let is_free = match (State::read(folder), qmp) {
         (Ok(Some(state)), Some(qmp)) if needs_qemu(&state) => {
-            repair(&Arc::new(Mutex::new(qmp)), folder, &state).is_ok()
+            let qmp = Arc::new(Mutex::new(qmp));
+            patience::at_most(ATTEMPT_TIME, "freeing the guest", || repair(&qmp, folder, &state)).is_ok()
         }
         (Ok(Some(state)), _) => !needs_qemu(&state),
         (Ok(None), _) => true,

@@ -1,14 +1,17 @@
 //! A read-only mapping of the file that holds a guest's memory.
 //!
 //! The guest changes the memory while it is read, so it is copied out with volatile loads and never borrowed. The file
-//! may also shrink under the mapping; a load behind its end raises SIGBUS, which would end the program. So a handler
-//! puts a page of zeros under such a load and marks the mapping as torn, and each copy looks at the mark when it is
-//! done. A system call per read (`pread`, 200 ns) would be sound too, but costs a page walk ten times as much.
-#![allow(unsafe_code)] // Volatile loads through a raw pointer, and the signal handler.
+//! may also lose memory under the mapping: it shrinks, a huge page is punched out while no other is free, a page of RAM
+//! goes bad. A load from there raises SIGBUS, which would end the program. So a handler puts a page of zeros under such a
+//! load and marks the mapping as torn, and each copy looks at the mark when it is done. That page is as large as those of
+//! the file: a mapping of huge pages cannot be split. A system call per read (`pread`, 200 ns) would be sound too, but
+//! costs a page walk ten times as much.
+#![allow(unsafe_code)] // Volatile loads through a raw pointer, the signal handler, and fstatfs(2).
 
 use std::{
     fs::File,
     io,
+    os::fd::AsRawFd,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence},
@@ -25,11 +28,19 @@ const PAGE: usize = 4096;
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
+    /// Size of the file's pages, a power of two.
+    page: AtomicUsize,
     torn: AtomicBool,
 }
 
-static MAPPINGS: [Slot; SLOTS] =
-    [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), torn: AtomicBool::new(false) } }; SLOTS];
+static MAPPINGS: [Slot; SLOTS] = [const {
+    Slot {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        page: AtomicUsize::new(PAGE),
+        torn: AtomicBool::new(false),
+    }
+}; SLOTS];
 
 /// The handler that was there before ours; written before ours is installed, read only by ours.
 struct Previous(std::cell::UnsafeCell<std::mem::MaybeUninit<libc::sigaction>>);
@@ -47,15 +58,17 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     for slot in &MAPPINGS {
         let (start, end) = (slot.start.load(Ordering::SeqCst), slot.end.load(Ordering::SeqCst));
         if address >= start && address < end {
+            let size = slot.page.load(Ordering::SeqCst);
             // SAFETY: the thread's errno is put back as it was, so the interrupted code does not see the system call.
             let errno = unsafe { *libc::__errno_location() };
-            // SAFETY: the page lies in a mapping of ours, which nothing borrows (it is only ever read through volatile
-            // loads), so replacing it changes what those loads give and nothing else. `mmap` is a plain system call
-            // without locks or allocation in the C library, which a handler may make.
+            // SAFETY: the page lies in a mapping of ours, which begins and ends at pages of this size and which nothing
+            // borrows (it is only ever read through volatile loads), so replacing it changes what those loads give and
+            // nothing else. `mmap` is a plain system call without locks or allocation in the C library, which a handler
+            // may make.
             let page = unsafe {
                 libc::mmap(
-                    (address & !(PAGE - 1)) as *mut libc::c_void,
-                    PAGE,
+                    (address & !(size - 1)) as *mut libc::c_void,
+                    size,
                     libc::PROT_READ,
                     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
                     -1,
@@ -70,9 +83,15 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
             }
         }
     }
-    // Not ours: the load happens again under the handler that was there before.
-    // SAFETY: PREVIOUS was written before this handler was installed; `sigaction` is async-signal-safe.
-    unsafe { libc::sigaction(libc::SIGBUS, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
+    // Not ours: the load happens again under the handler that was there before. What somebody has sent does not.
+    // SAFETY: PREVIOUS was written before this handler was installed, and `info` is valid; both calls are
+    // async-signal-safe.
+    unsafe {
+        libc::sigaction(libc::SIGBUS, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut());
+        if (*info).si_code <= 0 {
+            libc::raise(libc::SIGBUS);
+        }
+    }
 }
 
 fn install_handler() -> io::Result<()> {
@@ -100,9 +119,27 @@ fn install_handler() -> io::Result<()> {
     Ok(())
 }
 
+/// The size of the pages that a file is made of: of huge pages, where it lies in a file system of those.
+fn page_size(file: &File) -> io::Result<usize> {
+    // SAFETY: an all-zero `statfs` is a valid one: it holds numbers only.
+    let mut system: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open while `file` is borrowed, and `system` is a `statfs` on this stack frame.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut system) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if system.f_type != libc::HUGETLBFS_MAGIC {
+        return Ok(PAGE);
+    }
+    let size = usize::try_from(system.f_bsize).ok().filter(|size| size.is_power_of_two() && *size >= PAGE);
+    size.ok_or_else(|| io::Error::other(format!("its huge pages have an impossible size ({})", system.f_bsize)))
+}
+
 /// A stretch of a file, mapped for reading.
 pub struct Mapping {
     map: Mmap,
+    /// Where the stretch begins in the map, and how long it is.
+    from: usize,
+    bytes: u64,
     slot: &'static Slot,
 }
 
@@ -113,16 +150,19 @@ impl Mapping {
     /// `InvalidInput` when the file is shorter; what the system says.
     pub fn new(file: &File, offset: u64, bytes: u64) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let end = offset.checked_add(bytes);
-        if end.is_none_or(|end| end > length) {
+        let end = offset.checked_add(bytes).filter(|&end| end <= length);
+        let Some(end) = end else {
             let text = format!("the file has {length} bytes, the guest's memory needs {offset} + {bytes}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        };
+        let page = page_size(file)?;
+        let first = offset - offset % page as u64;
+        let last = end.checked_next_multiple_of(page as u64).ok_or(io::ErrorKind::OutOfMemory)?;
+        let whole = usize::try_from(last - first).map_err(|_| io::ErrorKind::OutOfMemory)?;
         install_handler()?;
-        // SAFETY: the file is written by the guest and may shrink. Neither breaks a promise made here: no reference into
-        // the mapping is ever made, all loads are volatile, and loads behind the end are caught by the handler.
-        let map = unsafe { MmapOptions::new().offset(offset).len(bytes).map(file)? };
+        // SAFETY: the file is written by the guest and may lose memory. Neither breaks a promise made here: no reference
+        // into the mapping is ever made, all loads are volatile, and loads of what is gone are caught by the handler.
+        let map = unsafe { MmapOptions::new().offset(first).len(whole).map(file)? };
         let start = map.as_ptr() as usize;
         let slot = MAPPINGS.iter().find(|slot| {
             let free = slot.start.compare_exchange(0, start, Ordering::SeqCst, Ordering::SeqCst);
@@ -130,16 +170,18 @@ impl Mapping {
         });
         let slot = slot.ok_or_else(|| io::Error::other("too many guests are mapped at once"))?;
         slot.torn.store(false, Ordering::SeqCst);
+        slot.page.store(page, Ordering::SeqCst);
         slot.end.store(start.saturating_add(map.len()), Ordering::SeqCst);
-        Ok(Self { map, slot })
+        // Less than a page, which fits.
+        Ok(Self { map, from: (offset - first) as usize, bytes, slot })
     }
 
     /// How many bytes are mapped.
     pub fn len(&self) -> u64 {
-        self.map.len() as u64
+        self.bytes
     }
 
-    /// Whether the file has shrunk: what was read since may be zeros that never were in the guest.
+    /// Whether the file has lost memory: what was read since may be zeros that never were in the guest.
     #[inline]
     pub fn is_torn(&self) -> bool {
         // The handler runs between two instructions of this thread: the compiler alone could look at the mark too early.
@@ -147,7 +189,7 @@ impl Mapping {
         self.slot.torn.load(Ordering::Relaxed)
     }
 
-    /// Eight bytes, little-endian; `None` out of range or when the file has shrunk.
+    /// Eight bytes, little-endian; `None` out of range or when the file has lost memory.
     #[inline]
     pub fn read_u64(&self, offset: u64) -> Option<u64> {
         if offset > self.len().checked_sub(8)? {
@@ -156,7 +198,7 @@ impl Mapping {
         // SAFETY: `offset + 8` is within the mapping, which lives as long as `self`. The load may be unaligned; it is
         // then made of bytes, as an unaligned load of the processor's own is not one access either.
         let value = unsafe {
-            let from = self.map.as_ptr().add(offset as usize);
+            let from = self.map.as_ptr().add(self.from + offset as usize);
             if from.addr().is_multiple_of(8) {
                 from.cast::<u64>().read_volatile()
             } else {
@@ -168,14 +210,14 @@ impl Mapping {
         (!self.is_torn()).then_some(u64::from_le(value))
     }
 
-    /// Copies bytes; `None` out of range or when the file has shrunk.
+    /// Copies bytes; `None` out of range or when the file has lost memory.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Option<()> {
         let end = offset.checked_add(buffer.len() as u64)?;
         if end > self.len() {
             return None;
         }
         // SAFETY: all of `offset..end` is within the mapping, which lives as long as `self`.
-        unsafe { copy_volatile(self.map.as_ptr().add(offset as usize), buffer) };
+        unsafe { copy_volatile(self.map.as_ptr().add(self.from + offset as usize), buffer) };
         (!self.is_torn()).then_some(())
     }
 }
@@ -264,6 +306,62 @@ mod tests {
         drop(mapping);
         let mapping = Mapping::new(&file, 0, PAGE as u64).expect("a mapping");
         assert_eq!(mapping.read(0, &mut [0; PAGE]), Some(()));
+    }
+
+    /// A file of two huge pages; `None` where the system has none to spare.
+    fn huge_file() -> Option<(File, u64)> {
+        // SAFETY: the name is a string that lives on, and the descriptor is nobody else's.
+        let file = unsafe {
+            let fd = libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return None;
+            }
+            std::os::fd::FromRawFd::from_raw_fd(fd)
+        };
+        let page = page_size(&file).ok()? as u64;
+        file.set_len(2 * page).ok()?;
+        // SAFETY: no pointers.
+        (unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, (2 * page).cast_signed()) } == 0).then_some((file, page))
+    }
+
+    #[test]
+    fn huge_pages_that_go_away_are_an_error_and_not_the_end() {
+        let Some((file, page)) = huge_file() else {
+            println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
+            return;
+        };
+        assert!(page > PAGE as u64);
+        // From within a page on, and to within another one.
+        let mapping = Mapping::new(&file, PAGE as u64, 2 * page - 2 * PAGE as u64).expect("a mapping");
+        assert_eq!(mapping.len(), 2 * page - 2 * PAGE as u64);
+        assert_eq!(mapping.read_u64(0), Some(0));
+        assert_eq!(mapping.read_u64(page), Some(0));
+        file.set_len(page).expect("a shorter file");
+        assert_eq!(mapping.read_u64(0), Some(0));
+        assert_eq!(mapping.read_u64(page), None);
+        assert_eq!(mapping.read(page - 8, &mut [0; 16]), None);
+        assert!(mapping.is_torn());
+        drop(mapping);
+        // Nothing of it is left mapped: the pages can be had again.
+        assert!(Mapping::new(&file, 0, page).is_ok_and(|mapping| mapping.read_u64(0) == Some(0)));
+    }
+
+    #[test]
+    fn a_huge_page_that_is_punched_out_is_an_error_where_no_other_is_free() {
+        let Some((file, page)) = huge_file() else {
+            println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
+            return;
+        };
+        let mapping = Mapping::new(&file, 0, 2 * page).expect("a mapping");
+        assert_eq!(mapping.read_u64(page), Some(0));
+        // SAFETY: no pointers.
+        let punched = unsafe {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            libc::fallocate(file.as_raw_fd(), mode, page.cast_signed(), page.cast_signed())
+        };
+        assert_eq!(punched, 0);
+        // Where another one is free the kernel gives us that, of zeros; either way we go on.
+        assert!(matches!(mapping.read_u64(page), None | Some(0)));
     }
 
     #[test]

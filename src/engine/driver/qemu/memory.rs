@@ -173,7 +173,9 @@ impl Memory {
             return Err(VmiError::Unsupported { what: "reading QEMU's process" });
         };
         process.read_exact_at(buffer, address).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => VmiError::Lost(format!("QEMU (process {pid}) has ended")),
+            io::ErrorKind::UnexpectedEof => {
+                VmiError::Lost(format!("the guest is gone: QEMU (process {pid}) has ended"))
+            }
             _ => VmiError::driver(format!("reading the memory of QEMU (process {pid}) at {address:#x}"), error),
         })
     }
@@ -181,7 +183,8 @@ impl Memory {
 
 fn torn() -> VmiError {
     VmiError::Lost(
-        "the file that holds its memory has shrunk, and what was in it is gone; start vmscope again on a running guest"
+        "the guest's memory is out of reach: the file that holds it has shrunk or lost a page under vmscope; look whether \
+         the guest still runs, and start vmscope again"
             .into(),
     )
 }

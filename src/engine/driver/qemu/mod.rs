@@ -26,6 +26,7 @@ pub mod libvirt;
 mod mapping;
 mod memory;
 mod mtree;
+pub mod patience;
 mod plugs;
 mod points;
 mod process;
@@ -99,6 +100,8 @@ pub struct QemuDriver {
     attached: Instant,
     /// When the INT3 in guest memory were looked after last.
     patches_seen: Cell<Instant>,
+    /// Why guest memory is gone, once a read has found that it is.
+    memory_lost: RefCell<Option<String>>,
 }
 
 /// How long the user is shown how the guest was found.
@@ -137,6 +140,7 @@ impl QemuDriver {
             read_only: options.read_only,
             attached: Instant::now(),
             patches_seen: Cell::new(Instant::now()),
+            memory_lost: RefCell::new(None),
         })
     }
 
@@ -303,6 +307,10 @@ impl VmiDriver for QemuDriver {
         u64::try_from(self.attached.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    fn lost(&self) -> Option<String> {
+        self.memory_lost.borrow().clone()
+    }
+
     fn resets(&self) -> u64 {
         self.control.borrow().resets
     }
@@ -332,7 +340,11 @@ impl VmiDriver for QemuDriver {
 
 impl VmiRead for QemuDriver {
     fn read_physical(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), VmiError> {
-        self.memory.borrow().read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line))
+        let read = self.memory.borrow().read(pa, buffer, &mut |line| self.control.borrow_mut().ask_monitor(line));
+        if let Err(VmiError::Lost(why)) = &read {
+            self.memory_lost.borrow_mut().get_or_insert_with(|| why.clone());
+        }
+        read
     }
 
     #[inline]
@@ -439,6 +451,10 @@ impl VmiVmControl for QemuDriver {
     /// Takes out all breakpoints and watchpoints and lets go of the gdb stub.
     fn reset_state(&self) -> Result<(), VmiError> {
         self.control.borrow_mut().leave()
+    }
+
+    fn is_touched(&self) -> bool {
+        self.control.borrow().is_touched()
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     libvirt::LOST,
+    patience,
     transport::{Address, Stream, check_flood, wait_readable},
 };
 use crate::engine::{error::VmiError, snapshot::clean};
@@ -46,6 +47,8 @@ pub struct Qmp {
     searched: usize,
     events: VecDeque<Event>,
     last_id: u64,
+    /// The last command, for messages.
+    asked: String,
     version: (u64, u64),
     /// Why nothing can be said any more.
     lost: Option<String>,
@@ -81,6 +84,7 @@ impl Qmp {
             searched: 0,
             events: VecDeque::new(),
             last_id: 0,
+            asked: String::new(),
             version: (0, 0),
             lost: None,
         };
@@ -97,17 +101,29 @@ impl Qmp {
             Ok(Some(line)) => line,
             // What has been said so far is no line of JSON, or nothing was said.
             Ok(None) if qmp.received.is_empty() => return Err(VmiError::Invalid(no_greeting(address))),
+            Ok(None) if qmp.received.starts_with(b"{\"QMP\"") => {
+                let why = format!("it has begun to greet and not come to an end in {} s", greeting_time.as_secs_f32());
+                return Err(VmiError::Invalid(format!(
+                    "QEMU's QMP socket {address} cannot be used: {why}; look whether QEMU hangs"
+                )));
+            }
             Ok(None) => std::mem::take(&mut qmp.received),
-            Err(_) => return Err(VmiError::Invalid(format!("{address} is not a QMP socket: it hung up on us"))),
+            Err(error) => return Err(qmp.no_qmp(&error)),
         };
         let version = serde_json::from_slice::<Value>(&greeting).ok().and_then(|greeting| {
             let version = greeting.get("QMP")?.get("version")?.get("qemu")?;
             Some((version.get("major")?.as_u64()?, version.get("minor")?.as_u64()?))
         });
         let Some(version) = version else {
-            let said = clean(&String::from_utf8_lossy(&greeting), 60);
+            let said = said(&greeting);
+            // QEMU's human monitor, which -monitor opens.
+            let what = if said.starts_with("QEMU ") && said.contains("monitor") {
+                "QEMU's human monitor and not its QMP socket"
+            } else {
+                "not a QMP socket"
+            };
             return Err(VmiError::Invalid(format!(
-                "{address} is not a QMP socket: it greets with '{said}'; give the one of QEMU's -qmp option"
+                "{address} is {what}: it greets with '{said}'; give the one of QEMU's -qmp option"
             )));
         };
         qmp.version = version;
@@ -129,6 +145,20 @@ impl Qmp {
     pub fn hang_up(&mut self) {
         self.stream.hang_up();
         self.lost.get_or_insert_with(|| "the connection to QEMU's monitor was given up".into());
+    }
+
+    /// Why nobody greets there as QEMU does.
+    fn no_qmp(&self, error: &io::Error) -> VmiError {
+        if let Some(error) = patience::broken_off(error) {
+            return error;
+        }
+        let (address, said) = (&self.address, said(&self.received));
+        let why = match error.kind() {
+            _ if is_end(error) && said.is_empty() => "it hung up without a word".to_owned(),
+            _ if is_end(error) => format!("it hung up after '{said}'"),
+            _ => format!("{error}, and it begins with '{said}'"),
+        };
+        VmiError::Invalid(format!("{address} is not a QMP socket: {why}; give the one of QEMU's -qmp option"))
     }
 
     /// A gdb stub stops its guest for whoever connects, says so, and leaves it stopped: detach lets it run again.
@@ -192,6 +222,8 @@ impl Qmp {
         if let Some(why) = &self.lost {
             return Err(VmiError::Lost(why.clone()));
         }
+        patience::check().map_err(|error| self.give_up(&error))?;
+        command.clone_into(&mut self.asked);
         self.last_id += 1;
         let id = self.last_id;
         let mut text = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
@@ -211,15 +243,21 @@ impl Qmp {
                 Some(reply) => reply,
                 None => return Err(self.give_up(&io::ErrorKind::TimedOut.into())),
             };
-            // Anything else is the reply to a command that was given up.
-            if reply.get("id").and_then(Value::as_u64) != Some(id) {
+            let of = reply.get("id");
+            let error = reply.get("error");
+            // What QEMU could not read it refuses without an id. Anything else is the reply to a command that was given up.
+            if of.and_then(Value::as_u64) != Some(id) && !(of.is_none() && error.is_some()) {
                 continue;
             }
-            if let Some(error) = reply.get("error") {
+            let doing = || format!("asking QEMU to {command}");
+            if let Some(error) = error {
                 let why = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(VmiError::driver(format!("asking QEMU to {command}"), clean(why, 300)));
+                return Err(VmiError::driver(doing(), clean(why, 300)));
             }
-            return Ok(reply.get("return").cloned().unwrap_or(Value::Null));
+            return match reply.get("return") {
+                Some(value) => Ok(value.clone()),
+                None => Err(VmiError::driver(doing(), "its reply has neither a result nor an error")),
+            };
         }
     }
 
@@ -260,7 +298,8 @@ impl Qmp {
                 Err(error) => return Err(self.give_up(&error)),
             };
             let Ok(mut message) = serde_json::from_slice::<Value>(&line) else {
-                return Err(self.give_up(&io::Error::new(io::ErrorKind::InvalidData, "it does not speak JSON")));
+                let why = format!("what comes from there is not JSON: '{}'", said(&line));
+                return Err(self.give_up(&io::Error::new(io::ErrorKind::InvalidData, why)));
             };
             let Some(event) = message.get("event") else { return Ok(Some(message)) };
             if let (Address::Libvirt(_), Some(LOST)) = (&self.address, event.as_str()) {
@@ -291,7 +330,8 @@ impl Qmp {
             }
             self.searched = self.received.len();
             if self.received.len() > LONGEST_LINE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "its reply is too long"));
+                let why = format!("it has sent more than {} MiB without an end of line", LONGEST_LINE >> 20);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
             if self.stream.read_available(&mut self.received)? != 0 {
                 check_flood(deadline)?;
@@ -302,26 +342,38 @@ impl Qmp {
     }
 
     fn give_up(&mut self, error: &io::Error) -> VmiError {
+        // What is broken off by us can go on: a reply that comes later is known by its id.
+        if let Some(error) = patience::broken_off(error) {
+            return error;
+        }
+        let (address, asked) = (&self.address, &self.asked);
         let why = match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                "QEMU has ended or closed its QMP socket".to_owned()
-            }
+            _ if is_end(error) => "the guest is gone: QEMU has ended or closed its QMP socket".to_owned(),
             io::ErrorKind::TimedOut => format!(
-                "QEMU has not answered on {} for {} s: it hangs, or something has stopped its process",
-                self.address,
+                "QEMU has not answered '{asked}' on {address} for {} s: it hangs, or something has stopped its process",
                 REPLY_TIME.as_secs()
             ),
-            _ => format!("the QMP socket {} broke: {error}", self.address),
+            _ => format!("the QMP socket {address} cannot be used any more, since '{asked}' was asked: {error}"),
         };
         self.lost = Some(why.clone());
         VmiError::Lost(why)
     }
 }
 
+/// Whether the peer has gone.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// The beginning of what a peer has said.
+fn said(bytes: &[u8]) -> String {
+    clean(String::from_utf8_lossy(bytes.get(..200).unwrap_or(bytes)).trim_end(), 60)
+}
+
 fn no_greeting(address: &Address) -> String {
     format!(
         "{address} does not greet: another client holds this QMP socket (QEMU serves one at a time), or it is not \
-         QEMU's; end the other client or give QEMU a second -qmp option"
+         QEMU's QMP socket; end the other client or give QEMU a second -qmp option"
     )
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{control::Control, leftover, qmp::Event};
+use super::{control::Control, qmp::Event};
 use crate::engine::{
     driver::News,
     error::VmiError,
@@ -30,6 +30,8 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct Outside {
     /// The run state when it was last asked for.
     state: RunState,
+    /// The same when it was first asked for.
+    found: Option<RunState>,
     /// Bytes of memory that the machine was given, when it was last asked for.
     pub(super) memory_bytes: Option<u64>,
     /// Whether the map of the guest's memory has to be read again.
@@ -43,6 +45,7 @@ impl Outside {
     pub fn new() -> Self {
         Self {
             state: RunState::Running,
+            found: None,
             memory_bytes: None,
             memory_changed: false,
             looked: Instant::now(),
@@ -131,8 +134,16 @@ fn is_ours_to_end(state: &RunState) -> bool {
 impl Control {
     /// QEMU's run state now.
     pub fn status(&mut self) -> Result<RunState, VmiError> {
-        let name = leftover::status(&mut self.qmp())?;
-        self.outside.state = RunState::from_name(&name);
+        let answer = self.qmp().execute("query-status", json!({}))?;
+        let Some(name) = answer.get("status").and_then(Value::as_str) else {
+            return Err(VmiError::driver("asking QEMU how the guest is", "its answer names no run state"));
+        };
+        self.outside.state = match RunState::from_name(name) {
+            // The vCPUs run in a state that is not known here.
+            RunState::Other(_) if answer.get("running") == Some(&Value::Bool(true)) => RunState::Running,
+            state => state,
+        };
+        self.outside.found.get_or_insert_with(|| self.outside.state.clone());
         Ok(self.outside.state.clone())
     }
 
@@ -190,6 +201,23 @@ impl Control {
             self.note_foreign()?;
         }
         Ok(())
+    }
+
+    /// A guest that we leave standing because somebody else seems to have stopped it. In a state that is not known here, and
+    /// was not there when we came, that is a guess, which the user must hear of.
+    ///
+    /// # Errors
+    /// A sentence about such a state.
+    pub fn leave_standing(&mut self) -> Result<(), VmiError> {
+        let state = self.status()?;
+        if !matches!(state, RunState::Other(_)) || self.outside.found.as_ref() == Some(&state) {
+            return Ok(());
+        }
+        Err(VmiError::Invalid(format!(
+            "the guest is left as it stands: QEMU says that it is '{}', which vmscope does not know, so it was not set \
+             running; if it should run, type 'cont' in QEMU's monitor",
+            state.name()
+        )))
     }
 
     /// Refuses to step a guest that stands for more than a pause.

@@ -219,7 +219,7 @@ impl Control {
                 self.pending.extend(event);
                 Ok((Stepped::Watched, moved))
             }
-            Some(Stop::Exited) => Err(VmiError::Lost("QEMU has ended".into())),
+            Some(Stop::Exited) => Err(VmiError::Lost("the guest is gone: QEMU has ended".into())),
             Some(stop @ Stop::At { .. }) => {
                 if in_time {
                     self.stopped(stop)?;

@@ -6,11 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
+
 use super::{
     channel::{self, Channel, Present, taken},
     control::Control,
     gdb::Gdb,
-    leftover,
+    leftover, patience,
     points::watch_access,
     process,
     transport::Address,
@@ -55,17 +57,26 @@ impl Control {
         self.touch()?;
         let result = self.connect_stub(address);
         if result.is_err() {
-            self.stub = None;
-            // A stub stops the guest for its client: one that runs on was not connected to.
-            if !was_running || self.status()? == RunState::Running {
+            patience::unhurried(|| {
                 self.end_stub()?;
+                if was_running {
+                    self.run_on()?;
+                }
                 (self.stub_address, self.stub_is_ours, self.touched) = before;
-                self.write_state()?;
-            } else if self.repair().is_ok() {
-                self.untouch()?;
-            }
+                self.write_state()
+            })?;
         }
         result
+    }
+
+    /// A stub that was connected to and then given up has stopped the guest all the same, and nothing says that it was us.
+    fn run_on(&mut self) -> Result<(), VmiError> {
+        // What is heard from here on is of after our stop.
+        self.qmp().events()?;
+        if self.status()? == RunState::Paused {
+            self.qmp().execute("cont", json!({}))?;
+        }
+        Ok(())
     }
 
     /// Connects to the stub at this address, or starts one.
@@ -94,6 +105,10 @@ impl Control {
     /// # Errors
     /// The first thing that failed; the guest counts as touched then, and whoever comes next tries again.
     pub fn leave(&mut self) -> Result<(), VmiError> {
+        if self.guard.is_none() {
+            // It was only looked at.
+            return Ok(());
+        }
         let mut result = self.let_go();
         if let (Err(error), true) = (&result, self.touched) {
             tracing::info!("the guest is freed over a new connection, because {error}");
@@ -107,7 +122,14 @@ impl Control {
         self.let_past.clear();
         // After a failure what is written down stays as it was: whoever frees the guest later needs to know the stub.
         if result.is_ok() {
-            result = self.untouch().inspect_err(|_| self.touched = true);
+            result = match self.pauses {
+                0 => self.untouch().inspect_err(|_| self.touched = true),
+                // The guest stands for us until the session's last step.
+                _ => self.write_state(),
+            };
+        }
+        if result.is_ok() && self.foreign {
+            result = self.leave_standing();
         }
         self.explained(result)
     }
@@ -146,8 +168,7 @@ impl Control {
         result?;
         self.end_stub()?;
         if self.wants_to_run() {
-            let status = leftover::status(&mut self.qmp());
-            self.running = status? == "running";
+            self.running = self.status()? == RunState::Running;
             self.go_on()?;
         }
         Ok(())
@@ -163,7 +184,7 @@ impl Control {
         let end = Instant::now() + LEAVING_TIME;
         let is_guarded = self.is_guarded();
         loop {
-            let tried = self.try_repair(&state);
+            let tried = patience::at_most(LEAVING_TIME, "freeing the guest", || self.try_repair(&state));
             let Err(error) = tried else { break };
             if state.identity.has_ended() {
                 return Err(error);

@@ -21,6 +21,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::{
     descriptor,
     libvirt::{self, Domain},
+    patience,
 };
 use crate::engine::error::VmiError;
 
@@ -266,7 +267,10 @@ fn connect_unix(path: &std::path::Path, deadline: Instant) -> io::Result<UnixStr
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             // The queue is full; there is nothing to poll for.
-            io::ErrorKind::WouldBlock if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            io::ErrorKind::WouldBlock if Instant::now() < deadline => {
+                patience::check()?;
+                std::thread::sleep(Duration::from_millis(5));
+            }
             io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
             _ => return Err(error),
         }
@@ -276,7 +280,7 @@ fn connect_unix(path: &std::path::Path, deadline: Instant) -> io::Result<UnixStr
 /// Waits until one of up to two descriptors can be read (or has ended); signals do not end the wait.
 ///
 /// # Errors
-/// What `poll` says.
+/// What `poll` says; `Interrupted` when the [`patience`] for all of it has ended.
 pub fn wait_readable(fds: &[RawFd], deadline: Instant) -> io::Result<(bool, bool)> {
     poll(fds, libc::POLLIN, deadline)
 }
@@ -300,7 +304,8 @@ fn poll(fds: &[RawFd], events: libc::c_short, deadline: Instant) -> io::Result<(
     // `poll` ignores negative descriptors.
     let mut wanted = [of(0), of(1)];
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        patience::check()?;
+        let left = patience::next_look(deadline).saturating_duration_since(Instant::now());
         // Rounded up, or the last part of a millisecond would be spent spinning.
         let milliseconds = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
         // SAFETY: `wanted` is an array of two `pollfd` on this stack frame, and 2 is its length.

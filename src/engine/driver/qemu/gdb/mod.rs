@@ -15,6 +15,7 @@ mod target;
 mod wire;
 
 use std::{
+    fmt,
     os::fd::RawFd,
     sync::{Arc, Mutex},
     time::Instant,
@@ -33,6 +34,7 @@ pub use self::{
     wire::Wire,
 };
 use super::{
+    patience,
     qmp::Qmp,
     transport::{Address, Stream},
 };
@@ -71,7 +73,7 @@ impl Gdb {
     /// # Errors
     /// A sentence: nobody listens, somebody else holds the stub, or it is not QEMU's.
     pub fn connect(address: &Address, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
-        Self::over(Wire::connect(address, qmp)?)
+        within_bounds(address, || Self::over(Wire::connect(address, qmp)?))
     }
 
     /// The same over a socket that is connected already; `name` is what messages call the stub.
@@ -79,7 +81,7 @@ impl Gdb {
     /// # Errors
     /// As [`Gdb::connect`].
     pub fn on(stream: Stream, name: &str, qmp: Arc<Mutex<Qmp>>) -> Result<Self, VmiError> {
-        Self::over(Wire::over(stream, &name, qmp)?)
+        within_bounds(&name, || Self::over(Wire::over(stream, &name, qmp)?))
     }
 
     /// The same over a wire that is connected already.
@@ -99,6 +101,7 @@ impl Gdb {
         };
         let threads = list_threads(&mut wire)?;
         let step_bits = StepBits::parse(&wire.command(b"qqemu.sstepbits")?);
+        wire.settle();
         Ok(Self {
             wire,
             has_had_several: threads.len() > 1,
@@ -367,6 +370,11 @@ impl Gdb {
         let why = if said.is_empty() { "it does not know that packet".to_owned() } else { format!("it says '{said}'") };
         VmiError::driver(format!("asking the gdb stub at {} for {}", self.wire.address(), clean(packet, 40)), why)
     }
+}
+
+/// Connecting takes many answers, and has to come to an end: the guest stands meanwhile.
+fn within_bounds<T>(name: &impl fmt::Display, connect: impl FnOnce() -> Result<T, VmiError>) -> Result<T, VmiError> {
+    patience::at_most(wire::CONNECT_TIME, format_args!("connecting to the gdb stub at {name}"), connect)
 }
 
 /// A file of the target description.

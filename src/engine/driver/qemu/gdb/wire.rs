@@ -16,10 +16,12 @@ use super::{
 };
 use crate::engine::{
     driver::qemu::{
+        patience,
         qmp::Qmp,
         transport::{Address, Stream, check_flood, wait_readable},
     },
     error::VmiError,
+    snapshot::clean,
 };
 
 /// How long the stub may take to answer.
@@ -28,9 +30,13 @@ const REPLY_TIME: Duration = Duration::from_secs(5);
 const FIRST_REPLY_TIME: Duration = Duration::from_secs(2);
 /// How long a packet may go unacknowledged before it is found out whether QEMU has taken it at all.
 const ACK_TIME: Duration = Duration::from_millis(100);
+/// How long connecting may take in all, with everything that is asked about the stub: usually some milliseconds.
+pub const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// How often a packet is sent.
 const SEND_ATTEMPTS: usize = 8;
 
+/// How much of what a stub has said first is kept for messages.
+const MOST_BEGINNING: usize = 120;
 /// Stops that are kept until somebody asks for them; QEMU has one at a time.
 const MOST_STOPS: usize = 1024;
 
@@ -47,6 +53,12 @@ pub struct Wire {
     /// Whether a packet came in that was not acknowledged yet. That is done with the next packet that is sent: a byte by
     /// itself would wake QEMU once more, and pause a guest that somebody else has set running.
     owes_ack: bool,
+    /// The beginning of what has come in.
+    began: Vec<u8>,
+    /// The last packet that was sent, for messages.
+    asked: String,
+    /// Whether the connection stands. From then on a packet and its answer are one thing, whoever wants to leave.
+    stands: bool,
     /// The monitor of the same QEMU.
     qmp: Arc<Mutex<Qmp>>,
     /// Why nothing can be said any more.
@@ -76,6 +88,9 @@ impl Wire {
             stops: VecDeque::new(),
             stops_seen: 0,
             owes_ack: false,
+            began: Vec::new(),
+            asked: String::new(),
+            stands: false,
             qmp,
             lost: None,
         };
@@ -83,17 +98,43 @@ impl Wire {
         match wire.ask_why() {
             Ok(Some(_)) => Ok(wire),
             // Whatever listens there, the guest itself is not lost with it.
-            Err(VmiError::Lost(why)) => Err(VmiError::Invalid(format!("no gdb stub was found: {why}"))),
+            Err(VmiError::Lost(why)) => {
+                Err(VmiError::Invalid(wire.no_stub().unwrap_or_else(|| format!("no gdb stub was found: {why}"))))
+            }
             Err(error) => Err(error),
-            Ok(None) => Err(VmiError::Invalid(format!(
-                "the gdb stub at {address} does not answer: another debugger holds it (it serves one at a time); end \
-                 that one first"
-            ))),
+            Ok(None) => Err(VmiError::Invalid(wire.no_stub().unwrap_or_else(|| {
+                format!(
+                    "the gdb stub at {address} does not answer: another debugger holds it (it serves one at a time), or \
+                     it is no gdb stub; end that debugger first, or leave --gdb out"
+                )
+            }))),
         }
+    }
+
+    /// What else listens there, if what has come in is not a stub's.
+    fn no_stub(&self) -> Option<String> {
+        let said = clean(String::from_utf8_lossy(&self.began).trim(), 60);
+        let what = if said.is_empty() || self.began.starts_with(b"$") || self.began.starts_with(b"+") {
+            return None;
+        } else if said.starts_with("{\"QMP\"") {
+            "QEMU's QMP socket and not its gdb stub".to_owned()
+        } else {
+            format!("not a gdb stub: it says '{said}'")
+        };
+        Some(format!(
+            "no gdb stub was found: {} is {what}; give the address of QEMU's -gdb option, or leave --gdb out",
+            self.address
+        ))
+    }
+
+    /// The connection stands.
+    pub fn settle(&mut self) {
+        self.stands = true;
     }
 
     /// Asks why the guest has stopped. The answer is a stop reply, like the unasked one that may come before it.
     fn ask_why(&mut self) -> Result<Option<Stop>, VmiError> {
+        "?".clone_into(&mut self.asked);
         self.send_bytes(&packet::encode(b"?"))?;
         self.wait_stop(Instant::now() + FIRST_REPLY_TIME)
     }
@@ -171,7 +212,22 @@ impl Wire {
     /// # Errors
     /// When the stub is gone.
     pub fn command(&mut self, packet: &[u8]) -> Result<Vec<u8>, VmiError> {
-        self.send(packet)?;
+        self.as_a_whole(|wire| wire.exchange(packet))
+    }
+
+    /// Once the connection stands, nothing that is said over it is broken off in the middle.
+    fn as_a_whole<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, VmiError>) -> Result<T, VmiError> {
+        if !self.stands {
+            return work(self);
+        }
+        match patience::whole(|| work(self)) {
+            Ok(result) => result,
+            Err(error) => Err(self.give_up(&error)),
+        }
+    }
+
+    fn exchange(&mut self, packet: &[u8]) -> Result<Vec<u8>, VmiError> {
+        self.send_and_see(packet)?;
         let deadline = Instant::now() + REPLY_TIME;
         loop {
             match self.packet(deadline)? {
@@ -192,6 +248,11 @@ impl Wire {
     /// # Errors
     /// When the stub is gone.
     pub fn send(&mut self, packet: &[u8]) -> Result<(), VmiError> {
+        self.as_a_whole(|wire| wire.send_and_see(packet))
+    }
+
+    fn send_and_see(&mut self, packet: &[u8]) -> Result<(), VmiError> {
+        self.asked = clean(&String::from_utf8_lossy(packet), 40);
         let mut bytes = packet::encode(packet);
         if std::mem::take(&mut self.owes_ack) {
             bytes.insert(0, b'+');
@@ -272,7 +333,11 @@ impl Wire {
                     Err(error) => return Err(self.give_up(&error)),
                 }
             }
-            match self.stream.read_available(self.decoder.input()) {
+            let before = self.decoder.input().len();
+            let read = self.stream.read_available(self.decoder.input());
+            let room = MOST_BEGINNING.saturating_sub(self.began.len());
+            self.began.extend(self.decoder.input().iter().skip(before).take(room));
+            match read {
                 Ok(0) if Instant::now() >= deadline => return Ok(None),
                 Ok(0) => {}
                 Ok(_) => match check_flood(deadline) {
@@ -284,17 +349,33 @@ impl Wire {
         }
     }
 
+    /// Says what has become of the stub, and whether QEMU is still there without it.
     fn give_up(&mut self, error: &io::Error) -> VmiError {
-        let at = &self.address;
+        if let Some(error) = patience::broken_off(error) {
+            return error;
+        }
+        let still = {
+            let mut qmp = self.qmp.lock().unwrap_or_else(PoisonError::into_inner);
+            patience::whole(|| qmp.execute("query-status", json!({})))
+        };
+        let still = match still {
+            // Then that is what there is to tell.
+            Ok(Err(VmiError::Lost(why))) => {
+                self.lost = Some(why.clone());
+                return VmiError::Lost(why);
+            }
+            Ok(Ok(_)) => ", though QEMU answers on its QMP socket",
+            _ => "",
+        };
+        let (at, asked) = (&self.address, &self.asked);
         let why = match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                format!("QEMU has ended or closed its gdb stub at {at}")
+                format!("the gdb stub at {at} was closed after '{asked}'{still}")
             }
-            io::ErrorKind::TimedOut => format!(
-                "the gdb stub at {at} has not answered for {} s: QEMU hangs, or something has stopped its process",
-                REPLY_TIME.as_secs()
-            ),
-            _ => format!("the gdb stub at {at} broke: {error}"),
+            io::ErrorKind::TimedOut => {
+                format!("the gdb stub at {at} has not answered '{asked}' for {} s{still}", REPLY_TIME.as_secs())
+            }
+            _ => format!("the gdb stub at {at} cannot be used any more, since '{asked}' was asked: {error}"),
         };
         self.lost = Some(why.clone());
         VmiError::Lost(why)

@@ -11,7 +11,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::engine::{
     driver::qemu::{
-        descriptor,
+        descriptor, patience,
         transport::{Stream, wait_readable},
     },
     error::VmiError,
@@ -56,10 +56,18 @@ pub fn connect(domain: &Domain, timeout: Duration) -> io::Result<UnixStream> {
             bridge.serve();
         }
     })?;
-    match is_open.recv_timeout(timeout.max(COMMAND_TIME + Duration::from_millis(500))) {
-        Ok(Ok(())) => Ok(ours),
-        Ok(Err(error)) => Err(io::Error::other(error.to_string())),
-        Err(_) => Err(io::Error::other("libvirt does not answer: 'virsh list' would tell whether it hangs")),
+    let deadline = Instant::now() + timeout.max(COMMAND_TIME + Duration::from_millis(500));
+    loop {
+        patience::check()?;
+        let look = patience::next_look(deadline).saturating_duration_since(Instant::now());
+        match is_open.recv_timeout(look) {
+            Ok(Ok(())) => return Ok(ours),
+            Ok(Err(error)) => return Err(io::Error::other(error.to_string())),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => {
+                return Err(io::Error::other("libvirt does not answer: 'virsh list' would tell whether it hangs"));
+            }
+        }
     }
 }
 
