@@ -1,6 +1,8 @@
 //! The page table monitor: what it reports, what it guards, and that neither a failing driver nor a hostile guest
 //! makes its books differ from what is installed.
 
+#[path = "engine_ptm/running.rs"]
+mod running;
 mod support;
 
 use std::cell::Cell;
@@ -222,6 +224,42 @@ fn addresses_and_tables_are_counted() {
     assert_eq!((ptm.monitored_tables(), ptm.monitored_entries(), ptm.monitored_addresses()), (0, 0, 0));
     assert_eq!(guest.protected(), []);
     unmonitor(&mut ptm, BASE);
+}
+
+#[test]
+fn by_force_an_address_is_forgotten_however_often_it_was_monitored() {
+    let guest = guest(4);
+    let mut ptm = Ptm::new();
+    let view = guest.vmi.create_view(MemoryAccess::RWX).expect("a view");
+    for _ in 0..3 {
+        ptm.monitor(&guest.vmi, guest.ctx(BASE), VIEW, "a").expect("mapped");
+        ptm.monitor(&guest.vmi, guest.ctx(BASE), view, "a").expect("mapped");
+        ptm.monitor(&guest.vmi, guest.ctx(BASE + 0x1000), VIEW, "b").expect("mapped");
+    }
+    let force = |ptm: &mut Ptm, va| ptm.unmonitor_by_force(&guest.vmi, guest.ctx(va), VIEW);
+    // A change that was found but not told yet is forgotten with it.
+    let entry = guest.entry(BASE, PageTableLevel::Pt);
+    assert!(ptm.mark_dirty_entry(entry, VIEW, CPU));
+    guest.vmi.driver().poke64(entry.0, 0);
+    force(&mut ptm, BASE).expect("forgotten");
+    assert_eq!(ptm.process_dirty_entries(&guest.vmi, CPU).ok(), Some(vec![]));
+    assert!(ptm.state(guest.ctx(BASE), VIEW).is_none());
+    assert!(ptm.state(guest.ctx(BASE), view).is_some(), "it is monitored in another view");
+    assert_eq!(
+        ptm.state(guest.ctx(BASE + 0x1000), VIEW).map(|state| state.references),
+        Some(3),
+        "and so is another one"
+    );
+    assert_eq!(ptm.monitored_tables(), 8);
+    force(&mut ptm, BASE).expect("nothing to do");
+    // A table that cannot be opened is tried again; the address is forgotten at once.
+    guest.vmi.driver().fail_nth_change(0);
+    assert!(force(&mut ptm, BASE + 0x1000).is_err());
+    assert_eq!((ptm.monitored_addresses(), ptm.monitored_tables()), (1, 5));
+    force(&mut ptm, BASE + 0x1000).expect("opened now");
+    assert_eq!(ptm.monitored_tables(), 4);
+    ptm.unmonitor_by_force(&guest.vmi, guest.ctx(BASE), view).expect("forgotten");
+    assert_eq!((ptm.monitored_tables(), guest.protected()), (0, vec![]));
 }
 
 #[test]

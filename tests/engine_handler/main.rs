@@ -35,6 +35,8 @@ struct Scribe {
     panic_in: Option<&'static str>,
     panic_in_cleanup: bool,
     on_interrupt: Option<Interrupted>,
+    /// Whether it has its output when it was interrupted.
+    output_on_interrupt: bool,
 }
 
 impl Scribe {
@@ -65,6 +67,9 @@ impl VmiHandler<FlatDriver, NoOS> for Scribe {
 
     fn handle_interrupted(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) -> Interrupted {
         self.note(vmi.driver(), "interrupted");
+        if self.output_on_interrupt {
+            self.end_after = Some(self.events);
+        }
         self.on_interrupt.unwrap_or(Interrupted::End)
     }
 
@@ -142,6 +147,58 @@ fn a_signal_may_be_outlived_once() {
     let lived = ["wait", "interrupted", "wait", "event", "wait", "interrupted", "Pause", "cleanup", "ResetState"];
     // The event that was still pending is answered, between the two resets.
     assert_eq!(calls, [lived.as_slice(), &["drain", "event", "ResetState", "Resume"]].concat());
+}
+
+#[test]
+fn a_handler_that_ends_on_a_signal_keeps_its_output() {
+    let handler = || Scribe { output_on_interrupt: true, ..Default::default() };
+    let (ended, calls, _) = session([Scripted::Event(event(0)), Scripted::Interrupted], handler());
+    assert!(matches!(ended, Ok(Ok(Some(1)))));
+    assert_eq!(calls, [["wait", "event", "wait", "interrupted"].as_slice(), &LEAVE].concat());
+    // Also where the second signal leaves it no choice.
+    let handler = Scribe { on_interrupt: Some(Interrupted::Continue), end_after: Some(1), ..Default::default() };
+    let handler = Late { scribe: handler, signals: 0 };
+    let vmi = core(4);
+    vmi.driver().script([Scripted::Interrupted, Scripted::Interrupted]);
+    let ended = VmiSession::new(&vmi, &NoOS).handle_with_timeout(Duration::from_secs(1), handler);
+    assert!(matches!(ended, Ok(Some(1))), "{ended:?}");
+    // One that panics when it is asked for it still leaves the guest clean.
+    let handler = Scribe { panic_in: Some("poll"), ..Default::default() };
+    let handler = Late { scribe: handler, signals: 1 };
+    vmi.driver().script([Scripted::Interrupted]);
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        VmiSession::new(&vmi, &NoOS).handle_with_timeout(Duration::from_secs(1), handler)
+    }));
+    assert!(ended.is_err());
+    assert_eq!(vmi.driver().pauses(), 0);
+}
+
+/// A handler that is asked for its output only after the second signal.
+struct Late {
+    scribe: Scribe,
+    signals: u32,
+}
+
+impl VmiHandler<FlatDriver, NoOS> for Late {
+    type Output = u32;
+
+    fn poll(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) -> Option<u32> {
+        if self.signals > 1 { self.scribe.poll(vmi) } else { None }
+    }
+
+    fn handle_event(&mut self, vmi: VmiContext<'_, FlatDriver, NoOS>) -> VmiEventResponse<Amd64> {
+        self.scribe.handle_event(vmi)
+    }
+
+    fn handle_interrupted(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) -> Interrupted {
+        self.signals += 1;
+        self.scribe.events = self.signals;
+        self.scribe.handle_interrupted(vmi)
+    }
+
+    fn cleanup(&mut self, vmi: VmiSession<'_, FlatDriver, NoOS>) {
+        self.scribe.cleanup(vmi);
+    }
 }
 
 #[test]

@@ -142,11 +142,12 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         let table = self.ptm.mark_dirty_entry(access.pa, view, event.vcpu_id());
         let gfn = Gfn(access.pa.0 >> 12);
-        let code = self.bpm.contains_page(view, gfn).then_some(gfn);
-        if !table && code.is_none() {
+        // Busy tables are written to a lot, and one entry of them may be all that is monitored.
+        if !table && self.ptm.guards(gfn, view) && !self.bpm.contains_page(view, gfn) {
             return D::step_over(vmi.core());
         }
-        self.steps.insert(event.vcpu_id(), Step { view, code });
+        // A page that has no breakpoint any more may get one again before the store is made.
+        self.steps.insert(event.vcpu_id(), Step { view, gfn });
         D::step_and_tell(vmi.core())
     }
 
@@ -162,10 +163,8 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
                 tracing::warn!(%error, "could not follow a write to a page table; it is tried again at the next one")
             }
         }
-        if let Some(gfn) = step.code
-            && let Err(error) = D::guest_wrote(self.bpm.controller_mut(), vmi.core(), gfn)
-        {
-            tracing::warn!(%error, %gfn, "could not follow a write to a page with breakpoints");
+        if let Err(error) = D::guest_wrote(self.bpm.controller_mut(), vmi.core(), step.gfn) {
+            tracing::warn!(%error, gfn = %step.gfn, "could not follow a write to a page with breakpoints");
         }
         D::stepped(step.view)
     }

@@ -125,8 +125,8 @@ enum Watcher {
 #[derive(Clone, Copy, Debug)]
 struct Step {
     view: View,
-    /// A frame with breakpoints that the instruction writes to.
-    code: Option<Gfn>,
+    /// The frame that the instruction writes to.
+    gfn: Gfn,
 }
 
 /// Why the monitor has ended a session.

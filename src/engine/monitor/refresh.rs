@@ -22,6 +22,9 @@ const PROCESSES_SHARE: u32 = 20;
 const OWNERS: Duration = Duration::from_millis(50);
 /// Reading the registers of running vCPUs may take this fraction of the time.
 const VCPUS_SHARE: u32 = 50;
+/// How often tables whose writes raise events are read all the same, in nanoseconds of the guest's clock: what a device
+/// writes raises none, nor does a store that was under way when its entry came to be monitored.
+const UNSEEN_NS: u64 = 1_000_000_000;
 /// How often walks and popups are read.
 const DETAILS: Duration = Duration::from_millis(250);
 
@@ -33,6 +36,8 @@ pub(super) struct Due {
     pub(super) vcpus: Option<Instant>,
     vcpus_cost: Duration,
     tables: Option<Instant>,
+    /// When tables whose writes raise events were read, by the guest's clock.
+    unseen_ns: u64,
     owners: Option<Instant>,
     details: Option<Instant>,
     injections: Option<Instant>,
@@ -58,8 +63,7 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
         match D::TABLE_POLL {
             Some(period) if elapsed(&mut self.due.tables, period) => self.poll_tables(vmi),
-            // Every write to them is an event.
-            None => self.reads.tables = Some(now(vmi)),
+            None => self.poll_tables(vmi),
             Some(_) => {}
         }
         if self.publisher.is_seen() {
@@ -213,11 +217,20 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
         }
     }
 
-    /// Reads monitored tables again where writes to them raise no events.
+    /// Reads monitored tables again: now where writes to them raise no events, else once a second.
     pub(super) fn poll_tables(&mut self, vmi: VmiSession<'_, D, Os>) {
-        if D::TABLE_POLL.is_none() || self.ptm.monitored_addresses() == 0 {
-            self.reads.tables = Some(now(vmi));
+        let at_ns = now(vmi);
+        if self.ptm.monitored_addresses() == 0 {
+            self.reads.tables = Some(at_ns);
             return;
+        }
+        if D::TABLE_POLL.is_none() {
+            // As good as every write to them is an event.
+            self.reads.tables = Some(at_ns);
+            if at_ns.saturating_sub(self.due.unseen_ns) < UNSEEN_NS {
+                return;
+            }
+            self.due.unseen_ns = at_ns;
         }
         vmi.flush_v2p_cache();
         vmi.flush_gfn_cache();

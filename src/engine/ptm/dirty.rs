@@ -30,6 +30,9 @@ impl Marks {
 #[derive(Default)]
 pub(super) struct Dirty {
     by_vcpu: BTreeMap<VcpuId, Marks>,
+    /// The last store of each vCPU that reached no monitored entry. It may be under way still when one of the entries that
+    /// it reaches comes to be monitored.
+    passing: BTreeMap<VcpuId, Mark>,
     /// Entries known to have changed, or whose processing failed: due at the next call, whichever vCPU it is for.
     due: Marks,
 }
@@ -37,6 +40,23 @@ pub(super) struct Dirty {
 impl Dirty {
     pub(super) fn mark(&mut self, vcpu: VcpuId, mark: Mark) {
         self.by_vcpu.entry(vcpu).or_default().push(mark);
+    }
+
+    /// Notes a store that reaches no monitored entry.
+    pub(super) fn pass(&mut self, vcpu: VcpuId, mark: Mark) {
+        self.passing.insert(vcpu, mark);
+    }
+
+    /// Makes marks of the stores that passed and reach a monitored entry by now, as `reaches` says.
+    pub(super) fn mark_passing(&mut self, reaches: impl Fn(Mark) -> bool) {
+        let Self { by_vcpu, passing, .. } = self;
+        passing.retain(|&vcpu, &mut mark| {
+            let is_reached = reaches(mark);
+            if is_reached {
+                by_vcpu.entry(vcpu).or_default().push(mark);
+            }
+            !is_reached
+        });
     }
 
     /// Makes an entry due, unless a vCPU's step will bring it up anyway; `reaches` says whether a mark does.
@@ -57,6 +77,8 @@ impl Dirty {
         if let Some(own) = self.by_vcpu.get_mut(&vcpu) {
             marks.append(&mut own.0);
         }
+        // It has made its step.
+        self.passing.remove(&vcpu);
     }
 
     /// Forgets what is due anyway: everything is about to be looked at.
@@ -66,6 +88,7 @@ impl Dirty {
 
     pub(super) fn clear(&mut self) {
         self.by_vcpu.clear();
+        self.passing.clear();
         self.clear_due();
     }
 }

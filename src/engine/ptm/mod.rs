@@ -36,7 +36,7 @@ use self::{
     watch::Watches,
 };
 use super::{
-    addr::{AddressContext, Pa, View},
+    addr::{AddressContext, Gfn, Pa, View},
     driver::VmiRead,
     error::VmiError,
     session::VmiCore,
@@ -159,6 +159,7 @@ where
         };
         let id = self.watches.insert(ctx, view, tag, maps);
         self.watches.attach(id, node, &mut self.tree.at_mut(node).first_watch);
+        self.catch_passing();
         // Only tables of earlier calls can be left over here: their errors are not this call's.
         let _ = self.settle(vmi);
         Ok(())
@@ -249,6 +250,11 @@ where
         self.dirty.clear();
         self.undelivered.clear();
         self.settle(vmi)
+    }
+
+    /// Whether a frame is guarded in a view: it holds a monitored entry.
+    pub fn guards(&self, gfn: Gfn, view: View) -> bool {
+        self.tree.tables.find(gfn, view) != NONE
     }
 
     /// How many page-table pages are guarded, counted by view.

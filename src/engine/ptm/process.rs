@@ -1,8 +1,12 @@
 //! Finding out what changed: the entries that were marked, or all of them.
 
 use super::{
-    ArchAdapter, PageTableMonitor, PageTableMonitorEvent, adapter::EntryMeaning, guard::TableGuard, slab::Id,
-    tree::read_entry,
+    ArchAdapter, PageTableMonitor, PageTableMonitorEvent,
+    adapter::EntryMeaning,
+    dirty::Mark,
+    guard::TableGuard,
+    slab::Id,
+    tree::{Tree, read_entry},
 };
 use crate::engine::{
     addr::{Gfn, Pa, VcpuId, View},
@@ -21,6 +25,13 @@ fn reach(from: Pa) -> (u16, u16) {
     ((offset >> 3) as u16, ((offset + WIDEST_STORE - 1).min(0xfff) >> 3) as u16)
 }
 
+/// The monitored entries that a store may reach: physical address and first node.
+fn reached<Found: Copy>(tree: &Tree<Found>, (from, view): Mark) -> impl Iterator<Item = (Pa, Id)> + '_ {
+    let table = tree.tables.at(tree.tables.find(Gfn(from.0 >> 12), view));
+    let (first, last) = reach(from);
+    table.entries.between(first, last).map(|(index, head)| (table.entry_pa(index), head))
+}
+
 impl<Driver, Tag, Guard> PageTableMonitor<Driver, Tag, Guard>
 where
     Driver: VmiRead,
@@ -34,18 +45,19 @@ where
     /// How wide the store is is not known, and so it counts for the monitored entries behind it, too, as far as the
     /// widest store would reach.
     pub fn mark_dirty_entry(&mut self, entry_pa: Pa, view: View, vcpu: VcpuId) -> bool {
-        let monitored = self.reached(entry_pa, view).next().is_some();
+        let monitored = reached(&self.tree, (entry_pa, view)).next().is_some();
         if monitored {
             self.dirty.mark(vcpu, (entry_pa, view));
+        } else {
+            self.dirty.pass(vcpu, (entry_pa, view));
         }
         monitored
     }
 
-    /// The monitored entries that a store may reach: physical address and first node.
-    fn reached(&self, from: Pa, view: View) -> impl Iterator<Item = (Pa, Id)> + '_ {
-        let table = self.tree.tables.at(self.tree.tables.find(Gfn(from.0 >> 12), view));
-        let (first, last) = reach(from);
-        table.entries.between(first, last).map(|(index, head)| (table.entry_pa(index), head))
+    /// Entries came to be monitored: stores to them may be under way that were none of ours when they were marked.
+    pub(super) fn catch_passing(&mut self) {
+        let Self { tree, dirty, .. } = self;
+        dirty.mark_passing(|mark| reached(tree, mark).next().is_some());
     }
 
     /// Makes sure that an entry which is seen to have changed is looked at.
@@ -77,7 +89,7 @@ where
         marks.sort_unstable();
         let mut done = (Pa(0), View(0));
         for (from, view) in marks.drain(..) {
-            for (pa, head) in self.reached(from, view) {
+            for (pa, head) in reached(&self.tree, (from, view)) {
                 if view != done.1 || pa >= done.0 {
                     self.push_changed(vmi, pa, head, &mut nodes);
                     done = (pa + 8, view);
@@ -140,6 +152,7 @@ where
             }
         }
         self.scratch_nodes = nodes;
+        self.catch_passing();
         let result = result.and(self.settle(vmi));
         match result {
             Err(error) if !delivers => {
