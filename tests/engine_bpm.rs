@@ -419,6 +419,26 @@ fn a_guests_own_breakpoint_is_told_from_a_stale_event() {
 }
 
 #[test]
+fn an_event_of_ours_is_never_given_to_the_guest() {
+    let (vmi, view, _) = guest();
+    let mut controller = Int3::new();
+    let pa = in_page(CODE, VA);
+    controller.insert_breakpoint(&vmi, pa, view).expect("inserted");
+    // Under another root than the breakpoint's, or an instant after its removal.
+    let event = int3(view, CODE, VA, ROOT2);
+    assert!(controller.is_left_over(&vmi, &event));
+    assert!(controller.is_left_over(&vmi, &int3(view, OTHER, VA, ROOT)));
+    // Where the guest's own page cannot be read, what is in the shadow is known.
+    vmi.driver().fail_if(|call| matches!(call, Call::Read { .. }));
+    assert!(controller.is_left_over(&vmi, &event));
+    assert!(!controller.is_left_over(&vmi, &int3(view, OTHER, VA, ROOT)));
+    vmi.driver().stop_failing();
+    // The guest has one of its own under ours.
+    vmi.driver().poke(pa.0, &[0xcc]);
+    assert!(!controller.is_left_over(&vmi, &event));
+}
+
+#[test]
 fn permissions_leave_what_others_took() {
     let (vmi, view, _) = guest();
     let mut controller = MemoryController::<FlatDriver>::new();

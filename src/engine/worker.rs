@@ -87,7 +87,7 @@ impl Platform for SimDriver {
         second_level::leave(vmi, view)
     }
     fn is_left_over(tap: &Self::Tap, vmi: &VmiCore<Self>, event: &VmiEvent<Amd64>) -> bool {
-        second_level::is_left_over(tap, vmi, event)
+        tap.is_left_over(vmi, event)
     }
     fn guest_wrote(tap: &mut Self::Tap, vmi: &VmiCore<Self>, gfn: Gfn) -> Result<(), VmiError> {
         tap.guest_wrote(vmi, gfn).map(|_| ())

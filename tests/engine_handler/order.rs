@@ -6,20 +6,23 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::bounded;
 use vmscope::engine::{
     addr::{Gfn, Pa, Va, VcpuId, View},
-    arch::amd64::Amd64,
+    arch::{
+        EventMemoryAccess,
+        amd64::{Amd64, Amd64EventReason, Amd64Registers},
+    },
     bpm::BreakpointController,
-    command::Target,
+    command::{Command, Request, Target},
     driver::{MemoryAccess, VmiStep},
     error::VmiError,
-    event::{VmiEvent, VmiEventResponse},
+    event::{VmiEvent, VmiEventAction, VmiEventResponse},
     faults::InjectFaults,
     monitor::{Channels, Monitor, MonitorOptions, Platform},
     ptm::WriteProtect,
     session::{VmiCore, VmiSession},
-    snapshot::Snapshot,
+    snapshot::{Scope, Snapshot},
 };
 
-use crate::support::{Call, FlatDriver, FlatOs, PageSize, Tables, core};
+use crate::support::{Call, FlatDriver, FlatOs, PageSize, Scripted, Tables, core};
 
 const BASE: Va = Va(0xffff_8f00_0000_0000);
 
@@ -51,14 +54,14 @@ impl Platform for FlatDriver {
     fn is_left_over(_: &Self::Tap, _: &VmiCore<Self>, _: &VmiEvent<Amd64>) -> bool {
         false
     }
-    fn guest_wrote(_: &mut Self::Tap, _: &VmiCore<Self>, _: Gfn) -> Result<(), VmiError> {
-        Ok(())
+    fn guest_wrote(tap: &mut Self::Tap, vmi: &VmiCore<Self>, gfn: Gfn) -> Result<(), VmiError> {
+        tap.guest_wrote(vmi, gfn).map(|_| ())
     }
     fn step_over(_: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
         VmiEventResponse::default()
     }
     fn step_and_tell(_: &VmiCore<Self>) -> VmiEventResponse<Amd64> {
-        VmiEventResponse::default()
+        VmiEventResponse::singlestep()
     }
     fn stepped(_: View) -> VmiEventResponse<Amd64> {
         VmiEventResponse::default()
@@ -132,4 +135,60 @@ fn breakpoints_go_first_then_tables_then_the_view() {
     );
     assert!(vmi.driver().allocated().is_empty() && vmi.driver().remapped().is_empty());
     assert_eq!(vmi.driver().pauses(), 0);
+}
+
+/// The event of a store is answered when its page has no breakpoint. Before the vCPU makes it, the page gets one.
+#[test]
+fn a_store_that_is_under_way_reaches_the_shadow_of_a_breakpoint_that_comes_meanwhile() {
+    let vmi = core(64);
+    let next = Cell::new(16);
+    let space = Tables::new(vmi.driver(), &next, 4);
+    space.map(BASE, Pa(CODE.0 << 12), PageSize::Small);
+    let os = FlatOs { base: BASE, root: space.root(), ..FlatOs::default() };
+    let (sender, requests) = bounded(1);
+    let (changed, _) = bounded(1);
+    let channels = Channels { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())), changed, requests };
+    let session = VmiSession::new(&vmi, &os);
+    // A breakpoint elsewhere has the monitor make its view.
+    space.map(BASE + 0x1000, Pa((CODE.0 + 1) << 12), PageSize::Small);
+    let place = |va: Va| Target::parse(&va.to_string()).expect("a place");
+    let options = MonitorOptions { breaks: vec![place(BASE + 0x1010)], ..MonitorOptions::default() };
+    let mut monitor = Monitor::new(options, channels, Snapshot::default());
+    monitor.start(session).expect("a breakpoint");
+    let view = vmi.driver().remapped().first().expect("a shadow").0;
+
+    let (vcpu, store) = (VcpuId(0), Pa((CODE.0 << 12) + 0x20));
+    let access = EventMemoryAccess { pa: store, va: BASE + 0x20, access: MemoryAccess::W };
+    let event = |reason| Scripted::Event(VmiEvent::new(vcpu, Some(view), Amd64Registers::default(), reason));
+    vmi.driver().script([
+        event(Amd64EventReason::MemoryAccess(access)),
+        event(Amd64EventReason::Singlestep { gfn: CODE }),
+        Scripted::Timeout,
+    ]);
+    let (mut waits, mut sender) = (0, Some(sender));
+    let breakpoint = Command::AddBreakpoint { target: place(BASE + 0x10), scope: Scope::Global, tag: String::new() };
+    let mut request = Some(Request { command: breakpoint, answer: bounded(1).0 });
+    vmi.driver().run_between_calls(move |driver, call| {
+        if !matches!(call, Call::Wait(timeout) if !timeout.is_zero()) {
+            return;
+        }
+        waits += 1;
+        match (waits, sender.as_ref(), request.take()) {
+            (1, Some(sender), Some(request)) => sender.send(request).expect("asked"),
+            (2, ..) => {
+                assert_ne!(driver.shown_frame(view, CODE), CODE, "the breakpoint came first");
+                driver.poke(store.0, &[0x77]);
+            }
+            (3, ..) => {
+                assert_eq!(driver.fetch(view, store, 1), [0x77], "the store is executed");
+                driver.note("looked");
+                sender = None;
+            }
+            _ => {}
+        }
+    });
+    assert!(matches!(session.handle(monitor), Ok(Some(_))));
+    assert_eq!(vmi.driver().responses().first().map(|response| response.action), Some(VmiEventAction::Singlestep));
+    assert!(vmi.driver().take_calls().contains(&Call::Note("looked")));
+    assert!(vmi.driver().remapped().is_empty() && vmi.driver().restricted().is_empty());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::engine::{
     addr::{Gfn, View},
     arch::amd64::{Amd64, EventMonitor, ExceptionVector},
-    bpm::{BreakpointController, TapController},
+    bpm::TapController,
     driver::{
         MemoryAccess, VmiDriver, VmiEventControl, VmiFullDriver, VmiQueryRegisters, VmiRead, VmiStep, VmiVmControl,
     },
@@ -111,21 +111,5 @@ pub(in crate::engine) mod second_level {
             vmi.destroy_view(view),
         ];
         steps.into_iter().collect()
-    }
-
-    /// The guest's own frame holds an INT3 only if the guest put it there. Where that cannot be read, one of ours is not
-    /// given to the guest for its own, which would be its end.
-    pub(in crate::engine) fn is_left_over<D>(
-        tap: &BreakpointController<D>,
-        vmi: &VmiCore<D>,
-        event: &VmiEvent<Amd64>,
-    ) -> bool
-    where
-        D: VmiFullDriver<Architecture = Amd64>,
-    {
-        match BreakpointController::is_breakpoint(vmi, event) {
-            Ok(is_the_guests) => !is_the_guests,
-            Err(_) => tap.interceptor().contains_breakpoint(event),
-        }
     }
 }

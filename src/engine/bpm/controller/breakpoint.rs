@@ -58,6 +58,16 @@ where
         self.interceptor.guest_wrote(vmi, gfn)
     }
 
+    /// Whether an event of a breakpoint that nobody waits for is our doing all the same: left over from a breakpoint that
+    /// was just removed, or of one that is for another address space. The guest's own frame holds an INT3 only if the
+    /// guest put it there; where that cannot be read, one that is ours is not given to the guest, whose end it would be.
+    pub fn is_left_over(&self, vmi: &VmiCore<Driver>, event: &VmiEvent<Driver::Architecture>) -> bool {
+        match Self::is_breakpoint(vmi, event) {
+            Ok(is_the_guests) => !is_the_guests,
+            Err(_) => self.interceptor.contains_breakpoint(event),
+        }
+    }
+
     /// The shadow pages.
     pub fn interceptor(&self) -> &Interceptor<Driver> {
         &self.interceptor
