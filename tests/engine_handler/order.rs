@@ -192,3 +192,29 @@ fn a_store_that_is_under_way_reaches_the_shadow_of_a_breakpoint_that_comes_meanw
     assert!(vmi.driver().take_calls().contains(&Call::Note("looked")));
     assert!(vmi.driver().remapped().is_empty() && vmi.driver().restricted().is_empty());
 }
+
+/// Shadows that cannot be hidden go with the view, and only then are their frames given back.
+#[test]
+fn a_page_that_cannot_be_shown_again_leaves_no_frame_behind() {
+    let vmi = core(64);
+    let next = Cell::new(16);
+    let space = Tables::new(vmi.driver(), &next, 4);
+    space.map(BASE, Pa(CODE.0 << 12), PageSize::Small);
+    let os = FlatOs { base: BASE, root: space.root(), ..FlatOs::default() };
+    let (_, requests) = bounded(1);
+    let (changed, _) = bounded(1);
+    let channels = Channels { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())), changed, requests };
+    let session = VmiSession::new(&vmi, &os);
+    let place = Target::parse(&(BASE + 0x10).to_string()).expect("a place");
+    let options = MonitorOptions { breaks: vec![place], ..MonitorOptions::default() };
+    let mut monitor = Monitor::new(options, channels, Snapshot::default());
+    monitor.start(session).expect("a breakpoint");
+    let mut destroyed = false;
+    vmi.driver().fail_if(move |call| {
+        destroyed |= matches!(call, Call::DestroyView(_));
+        !destroyed && matches!(call, Call::ResetViewGfn { .. })
+    });
+    assert!(matches!(session.handle(monitor), Ok(Some(_))));
+    assert!(vmi.driver().failures() > 0);
+    assert!(vmi.driver().allocated().is_empty() && vmi.driver().remapped().is_empty());
+}

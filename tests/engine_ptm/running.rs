@@ -115,7 +115,7 @@ fn run(rounds: u64, seed: u64, failing: bool) {
             let update = event.update();
             let pa = event.is_page_in().then_some(update.pa);
             let before = told.insert(update.ctx.va, pa);
-            assert!(!before.is_some_and(|before| before == pa), "told twice: {event:?}");
+            assert!(before.is_none_or(|before| before != pa), "told twice: {event:?}");
             changes += 1;
         }
         let states: BTreeMap<Va, Option<Pa>> = ptm.states().map(|state| (state.ctx.va, state.pa)).collect();

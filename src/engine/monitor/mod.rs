@@ -398,10 +398,16 @@ impl<D: Platform, Os: VmiOs<D>> VmiHandler<D, Os> for Monitor<D, Os> {
                 tracing::warn!(%error, "could not take {what} out of the guest");
             }
         };
-        said("all breakpoints", self.bpm.clear(vmi.core()));
+        let cleared = self.bpm.clear(vmi.core());
+        let is_clear = cleared.is_ok();
+        said("all breakpoints", cleared);
         said("all page table monitoring", self.ptm.unmonitor_all(vmi.core()));
         if let Some(view) = self.view.take() {
             said("our view", D::leave(vmi.core(), view));
+        }
+        if !is_clear {
+            // What the view still showed went with it, and its frames can be given back now.
+            said("the rest of the breakpoints", self.bpm.clear(vmi.core()));
         }
         if std::mem::take(&mut self.paused) {
             said("the pause", vmi.core().resume());
