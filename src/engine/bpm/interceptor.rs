@@ -9,11 +9,14 @@ use std::marker::PhantomData;
 use hashbrown::{HashTable, hash_table::Entry};
 use smallvec::{SmallVec, smallvec};
 
-use super::near::NearHasher;
+use super::{
+    closing::{Closing, LeftOpen},
+    near::NearHasher,
+};
 use crate::engine::{
     addr::{Gfn, Pa, Va, View},
     arch::{Architecture, EventReason, Registers},
-    driver::{MemoryAccess, VmiDriver, VmiMemory, VmiSetProtection, VmiViewControl, VmiVmControl},
+    driver::{VmiDriver, VmiMemory, VmiViewControl, VmiVmControl},
     error::VmiError,
     event::VmiEvent,
     session::VmiCore,
@@ -21,40 +24,6 @@ use crate::engine::{
 
 /// Most bytes of a breakpoint instruction on any architecture.
 const MAX_BREAKPOINT: usize = 4;
-
-/// What is done to a page before a shadow of it is made. Showing the page itself again undoes it.
-pub(super) trait Closing<Driver: VmiDriver> {
-    /// Whether anything is done.
-    const CLOSES: bool;
-
-    /// Keeps the guest from reading and writing the page in a view.
-    ///
-    /// # Errors
-    /// As the driver failed; nothing has changed then.
-    fn close(vmi: &VmiCore<Driver>, gfn: Gfn, view: View) -> Result<(), VmiError>;
-}
-
-/// Nothing is done: who calls the interceptor itself closes the page, pauses the guest, or does not mind.
-pub(super) struct LeftOpen;
-
-impl<Driver: VmiDriver> Closing<Driver> for LeftOpen {
-    const CLOSES: bool = false;
-
-    fn close(_: &VmiCore<Driver>, _: Gfn, _: View) -> Result<(), VmiError> {
-        Ok(())
-    }
-}
-
-/// The guest may execute the page, and any other access raises an event.
-pub(super) struct ExecuteOnly;
-
-impl<Driver: VmiSetProtection> Closing<Driver> for ExecuteOnly {
-    const CLOSES: bool = true;
-
-    fn close(vmi: &VmiCore<Driver>, gfn: Gfn, view: View) -> Result<(), VmiError> {
-        vmi.set_memory_access(gfn, view, MemoryAccess::X)
-    }
-}
 
 /// A breakpoint in a shadow page.
 struct Point {

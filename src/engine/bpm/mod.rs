@@ -10,6 +10,7 @@ mod arming;
 mod books;
 mod breakpoint;
 mod changes;
+mod closing;
 mod controller;
 mod interceptor;
 mod manager;

@@ -4,7 +4,7 @@ use super::TapController;
 use crate::engine::{
     addr::{AccessContext, Gfn, Pa, Va, View},
     arch::{Architecture, EventReason, Registers},
-    bpm::interceptor::{ExecuteOnly, Interceptor},
+    bpm::{Interceptor, closing::ExecuteOnly},
     driver::{MemoryAccess, VmiDriver, VmiMemory, VmiRead, VmiSetProtection, VmiViewControl, VmiVmControl, VmiWrite},
     error::VmiError,
     event::VmiEvent,
