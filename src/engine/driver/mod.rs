@@ -186,6 +186,9 @@ pub trait VmiRead: VmiDriver {
     fn is_direct(&self) -> bool {
         false
     }
+
+    /// Called now and then while much is read: a driver that maps the guest's memory gives back what it has touched.
+    fn trim(&self) {}
 }
 
 /// Writing guest-physical memory.

@@ -104,7 +104,7 @@ impl<Driver: VmiRead> VmiCore<Driver> {
         let ctx = ctx.into();
         let room = Driver::Architecture::PAGE_SIZE - (ctx.address() & !Driver::Architecture::PAGE_MASK);
         if buffer.len() as u64 <= room && !buffer.is_empty() {
-            self.budget.spend()?;
+            self.pay()?;
             let pa = self.translate_access_context(ctx)?;
             return self.read_in_page(pa, buffer);
         }
@@ -114,7 +114,7 @@ impl<Driver: VmiRead> VmiCore<Driver> {
     fn read_pages(&self, ctx: AccessContext, buffer: &mut [u8]) -> Result<(), VmiError> {
         let mut missing: Option<PageFaults> = None;
         for (at, pa, length) in self.page_parts(ctx, buffer.len()) {
-            self.budget.spend()?;
+            self.pay()?;
             match pa {
                 Ok(pa) if missing.is_none() => {
                     if let Some(part) = buffer.get_mut(at..at + length) {
@@ -164,7 +164,7 @@ impl<Driver: VmiRead> VmiCore<Driver> {
     pub fn read_u64(&self, ctx: impl Into<AccessContext>) -> Result<u64, VmiError> {
         let ctx = ctx.into();
         if ctx.address() & !Driver::Architecture::PAGE_MASK <= Driver::Architecture::PAGE_SIZE - 8 {
-            self.budget.spend()?;
+            self.pay()?;
             return self.read_entry(self.translate_access_context(ctx)?);
         }
         let mut bytes = [0; 8];

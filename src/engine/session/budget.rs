@@ -68,6 +68,8 @@ pub enum Cut {
 
 /// Reads between two looks at the clock.
 const SLICE: u64 = 64;
+/// Slices between two times that the driver is asked to give back what it has touched.
+const TRIM: u32 = 16;
 
 /// What is left of a round.
 #[derive(Clone, Copy)]
@@ -95,6 +97,8 @@ impl Purse {
 pub(super) struct Budget {
     /// Reads until there is more to do than to count them; 0 in a look that is cut.
     slice: Cell<u64>,
+    /// Slices since the driver was last asked to trim.
+    slices: Cell<u32>,
     /// How deep looks are nested.
     looks: Cell<u32>,
     purse: Cell<Option<Purse>>,
@@ -107,6 +111,7 @@ impl Budget {
     pub(super) fn new() -> Self {
         Self {
             slice: Cell::new(u64::MAX),
+            slices: Cell::new(0),
             looks: Cell::new(0),
             purse: Cell::new(None),
             is_round: Cell::new(false),
@@ -114,20 +119,7 @@ impl Budget {
         }
     }
 
-    /// Pays for a read.
-    #[inline]
-    pub(super) fn spend(&self) -> Result<(), VmiError> {
-        match self.slice.get() {
-            0 => self.next_slice(),
-            left => {
-                self.slice.set(left - 1);
-                Ok(())
-            }
-        }
-    }
-
     /// Pays for the read behind a slice, and for the next slice.
-    #[cold]
     fn next_slice(&self) -> Result<(), VmiError> {
         let purse = self.purse.get().filter(|_| self.looks.get() > 0);
         let Some(mut purse) = purse else {
@@ -209,6 +201,28 @@ impl Drop for Look<'_> {
 }
 
 impl<Driver: VmiRead> VmiCore<Driver> {
+    /// Pays for a read, where there is a look to pay for.
+    #[inline]
+    pub(super) fn pay(&self) -> Result<(), VmiError> {
+        match self.budget.slice.get() {
+            0 => self.next_slice(),
+            left => {
+                self.budget.slice.set(left - 1);
+                Ok(())
+            }
+        }
+    }
+
+    #[cold]
+    fn next_slice(&self) -> Result<(), VmiError> {
+        let slices = self.budget.slices.get() + 1;
+        self.budget.slices.set(slices % TRIM);
+        if slices == TRIM && self.cut().is_none() {
+            self.driver.trim();
+        }
+        self.budget.next_slice()
+    }
+
     /// Begins a look, of the round under way or a round by itself.
     pub fn look(&self) -> Look<'_> {
         let budget = &self.budget;
@@ -255,7 +269,7 @@ impl<Driver: VmiRead> VmiCore<Driver> {
     /// # Errors
     /// [`VmiError::CutShort`] when the look may do no more.
     pub fn spend(&self, reads: u64) -> Result<(), VmiError> {
-        (0..reads).try_for_each(|_| self.budget.spend())
+        (0..reads).try_for_each(|_| self.pay())
     }
 
     /// Tells how a look learns that somebody waits for the engine; asked often, so it must be cheap.

@@ -41,8 +41,18 @@ pub fn cleaned(text: String, limit: usize) -> String {
 
 /// The same for text of several lines, whatever their length: line breaks stay.
 pub fn clean_lines(text: &str) -> String {
-    let lines: Vec<String> = text.split('\n').map(|line| clean(line, usize::MAX)).collect();
-    lines.join("\n")
+    let mut out = String::with_capacity(text.len());
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        if is_plain(line, usize::MAX) {
+            out.push_str(line);
+        } else {
+            out.push_str(&clean(line, usize::MAX));
+        }
+    }
+    out
 }
 
 /// Whether a text has nothing but what ASCII prints.

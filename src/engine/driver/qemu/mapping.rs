@@ -176,6 +176,16 @@ impl Mapping {
         Ok(Self { map, from: (offset - first) as usize, bytes, slot })
     }
 
+    /// Has the system forget that pages of the guest's were touched: they stay where they are, and count as ours no more.
+    pub fn release(&self) {
+        // SAFETY: the mapping is shared with its file and read-only, so nothing is lost by it, and nothing borrows it; where
+        // a page was put under a torn one it is zeros again.
+        let advised = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "the system keeps pages of the guest's memory mapped");
+        }
+    }
+
     /// How many bytes are mapped.
     pub fn len(&self) -> u64 {
         self.bytes

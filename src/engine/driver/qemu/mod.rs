@@ -361,6 +361,10 @@ impl VmiRead for QemuDriver {
     fn is_direct(&self) -> bool {
         self.memory.borrow().is_direct()
     }
+
+    fn trim(&self) {
+        self.memory.borrow().trim();
+    }
 }
 
 impl VmiWrite for QemuDriver {

@@ -104,6 +104,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// The kernel's list of processes: their first tasks, without the idle task that heads it. The flag tells that it
     /// did not come to its end.
     pub(super) fn task_list(&self) -> Result<(Vec<TaskRecord>, bool), VmiError> {
+        self.each_task(|_| {})
+    }
+
+    /// The same, with something to do at each task.
+    fn each_task(&self, mut each: impl FnMut(&TaskRecord)) -> Result<(Vec<TaskRecord>, bool), VmiError> {
         let head = self.os.init_task;
         let mut next = self.task(head)?.next;
         let mut seen = HashSet::new();
@@ -115,6 +120,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
             match self.task(next) {
                 Ok(task) => {
                     next = task.next;
+                    each(&task);
                     tasks.push(task);
                 }
                 Err(VmiError::Translation(_) | VmiError::OutOfBounds(_) | VmiError::CutShort) => {
@@ -128,9 +134,16 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
 
     /// All processes, those that are hidden last.
     pub(super) fn processes(&self) -> Result<ProcessList, VmiError> {
-        let (listed, truncated) = self.task_list()?;
-        // The list is shown even where there is no budget left to compare it with anything.
-        let rows = self.rows(&listed, &listed);
+        // Rows are read with the list, so that one which is cut is right as far as it goes; and before it is compared with
+        // anything, for which there may be no budget left.
+        let (mut rows, mut ids) = (Vec::new(), HashMap::new());
+        let mut has_room = true;
+        let (listed, truncated) = self.each_task(|task| {
+            ids.insert(task.object, task.tgid);
+            let row = if has_room { self.row(task, &ids) } else { None };
+            has_room = row.is_some();
+            rows.extend(row);
+        })?;
         let found = self.cross_view(listed, truncated)?;
         let again = found.is_again.then(|| self.rows(&found.listed, &found.listed));
         let mut processes = again.filter(|_| self.core.cut().is_none()).unwrap_or(rows);
@@ -150,13 +163,15 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     /// The rows of tasks, as many as may be kept; parents are looked for in a list before they are read.
     fn rows(&self, tasks: &[TaskRecord], list: &[TaskRecord]) -> Vec<Process> {
         let ids: HashMap<Va, u32> = list.iter().map(|task| (task.object, task.tgid)).collect();
-        let row = |task: &TaskRecord| {
-            let known = ids.get(&task.parent).copied();
-            let parent = known.or_else(|| self.u32(task.parent + self.os.layout.task.tgid).ok());
-            let process = self.process(task, parent.unwrap_or(0));
-            self.core.keep(size_of::<Process>() + process.name.len()).is_ok().then_some(process)
-        };
-        tasks.iter().map_while(row).collect()
+        tasks.iter().map_while(|task| self.row(task, &ids)).collect()
+    }
+
+    /// The row of a task; `None` where no more may be read or kept.
+    fn row(&self, task: &TaskRecord, ids: &HashMap<Va, u32>) -> Option<Process> {
+        let known = ids.get(&task.parent).copied();
+        let parent = known.or_else(|| self.u32(task.parent + self.os.layout.task.tgid).ok());
+        let process = self.process(task, parent.unwrap_or(0));
+        self.core.keep(size_of::<Process>() + process.name.len()).is_ok().then_some(process)
     }
 
     /// A process as it is now, by its structure where that is still its own; else the list is asked: by `execve`, another
