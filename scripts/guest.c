@@ -188,8 +188,23 @@ static void *reach_in_thread(void *count) {
     return NULL;
 }
 
+// Starts the program anew out of a memfd, number 9.
+static void exec_from_memory(void) {
+    int own = open("/proc/self/exe", O_RDONLY), fd = memfd_create("out of memory", 0);
+    char bytes[65536];
+    ssize_t length;
+    while ((length = read(own, bytes, sizeof bytes)) > 0) {
+        if (write(fd, bytes, length) != length) fail("memfd");
+    }
+    close(own);
+    if (dup2(fd, 9) != 9) fail("dup2");
+    if (fd != 9) close(fd);
+    execl("/proc/self/fd/9", "work", "reach", NULL);
+    fail("exec");
+}
+
 // Comes to one place N times and ends. Without N, it says where that is, and then for each line (`here`, `thread`, `fork` or
-// `vfork` and a number) comes there so often, in this process or in a child; `exec` starts the program anew in the same process.
+// `vfork` and a number) comes there so often, in this process or in a child; `exec` starts the program anew in the same process, `memory` out of a memfd.
 static void work_reach(long count) {
     if (count) {
         reach(count);
@@ -203,6 +218,7 @@ static void work_reach(long count) {
         pid_t child = 0;
         if (sscanf(line, "%15s %ld", how, &count) < 1) continue;
         if (!strcmp(how, "exec")) execl("/proc/self/exe", "work", "reach", NULL), fail("exec");
+        if (!strcmp(how, "memory")) exec_from_memory();
         if (!strcmp(how, "here")) reach(count);
         if (!strcmp(how, "thread") && pthread_create(&thread, NULL, reach_in_thread, (void *)count)) fail("thread");
         if (!strcmp(how, "thread")) pthread_join(thread, NULL);

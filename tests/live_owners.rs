@@ -88,9 +88,16 @@ fn a_breakpoint_of_a_process_survives_execve() {
     let seen = row(&snapshot).hits;
     assert_eq!(guest.ask(&job, "here 5"), "here 5");
     assert_eq!(hits(&dashboard), seen + 5);
-    let told = format!("work ({}) runs exe now, by execve", job.pid);
-    let is_told = |s: &Snapshot| s.events.iter().any(|e| e.kind == EventKind::ProcessExec && e.text == told);
-    dashboard.wait(&told, is_told);
+    let is_told = |told: &str| {
+        let is_it = |s: &Snapshot| s.events.iter().any(|e| e.kind == EventKind::ProcessExec && e.text == told);
+        dashboard.wait(told, is_it);
+    };
+    is_told(&format!("work ({}) runs exe now, by execve of /bin/work", job.pid));
+    // A program out of a memfd, which is called by the number of its descriptor.
+    assert_eq!(guest.ask(&job, "memory"), job.ready);
+    is_told(&format!("exe ({}) runs 9 now, by execve of /memfd:out of memory (deleted)", job.pid));
+    assert_eq!(guest.ask(&job, "here 0"), "here 0");
+    dashboard.wait("the breakpoint in the program out of memory", is_active);
     guest.sh("for i in 1 2 3 4 5 6; do work reach 3; done");
     assert_eq!(hits(&dashboard), seen + 5);
     guest.end(job);

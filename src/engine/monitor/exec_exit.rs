@@ -163,11 +163,15 @@ impl<D: Platform, Os: VmiOs<D>> Monitor<D, Os> {
     /// Tells what was noted of a process before, now that it has its name.
     pub(super) fn tell_exec(&mut self, vmi: VmiSession<'_, D, Os>, process: &Process) {
         let Some(before) = self.owners.execs.remove(&process.key()) else { return };
-        let text = if before.name == process.name {
+        let mut text = if before.name == process.name {
             format!("{} runs another program by execve", called(process))
         } else {
             format!("{} runs {} now, by execve", called(&before), process.name)
         };
+        // A name of fifteen characters says little of a program, nothing at all of one out of a memfd.
+        if let Some(program) = vmi.underlying_os().program(vmi, process) {
+            text.push_str(&format!(" of {program}"));
+        }
         self.log.push(now(vmi), EventKind::ProcessExec, (None, Some(process.pid), process.name.clone()), text);
     }
 }

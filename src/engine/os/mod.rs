@@ -168,6 +168,11 @@ pub trait VmiOs<Driver: VmiRead>: Sized {
         prober: &VmiProber,
     ) -> Result<ProcessDetail, VmiError>;
 
+    /// The file of the program that a process runs, as the kernel calls it; `None` where the layer does not tell.
+    fn program(&self, _vmi: VmiSession<'_, Driver, Self>, _process: &Process) -> Option<String> {
+        None
+    }
+
     /// The `index`th argument (from 0) of the function whose first instruction is about to run.
     ///
     /// # Errors

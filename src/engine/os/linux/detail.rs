@@ -100,7 +100,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Kernel<'_, Driver> {
     }
 
     /// The file of the program that a process runs, as `/proc/PID/exe` says it.
-    fn executable(&self, task: &TaskRecord) -> Option<String> {
+    pub(super) fn executable(&self, task: &TaskRecord) -> Option<String> {
         let offset = self.os.layout.executable.filter(|_| !task.mm.is_null())?;
         self.file_name(self.existing(task.mm + offset)?)
     }

@@ -197,6 +197,12 @@ impl<Driver: VmiRead<Architecture = Amd64>> VmiOs<Driver> for LinuxOs {
         self.kernel(vmi.core()).detail(process, prober)
     }
 
+    fn program(&self, vmi: VmiSession<'_, Driver, Self>, process: &Process) -> Option<String> {
+        let kernel = self.kernel(vmi.core());
+        let task = kernel.task(process.object).ok().filter(|task| task.tgid == process.pid)?;
+        kernel.executable(&task)
+    }
+
     /// The calling convention of the kernel (System V AMD64 ABI, section 3.2.3): six registers, then the stack above
     /// the return address.
     fn function_argument(&self, vmi: VmiState<'_, Driver, Self>, index: u32) -> Result<u64, VmiError> {

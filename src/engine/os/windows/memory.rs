@@ -77,7 +77,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         self.core.read_va(self.at(va), bytes)
     }
 
-    /// A `_UNICODE_STRING`, cleaned; no more than [`MOST_CHARACTERS`] of it.
+    /// A `_UNICODE_STRING`, cleaned; no more than [`MOST_CHARACTERS`] of it, with an ellipsis where that cuts it.
     pub(super) fn string(&self, va: Va) -> Result<String, VmiError> {
         let buffer = self.pointer(va + self.os.offsets.string_buffer)?;
         self.text(buffer, self.u16(va)?)
@@ -91,11 +91,14 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
 
     /// UTF-16 text of a length in bytes, cleaned.
     fn text(&self, at: Va, bytes: u16) -> Result<String, VmiError> {
-        let characters = u64::from(bytes / 2).min(MOST_CHARACTERS);
+        let whole = u64::from(bytes / 2);
+        let characters = whole.min(MOST_CHARACTERS);
         let mut text = vec![0; characters as usize * 2];
         self.read(at, &mut text)?;
         let units: Vec<u16> = text.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
-        Ok(clean(&String::from_utf16_lossy(&units), MOST_CHARACTERS as usize))
+        let mut text = clean(&String::from_utf16_lossy(&units), MOST_CHARACTERS as usize);
+        text.push_str(if whole > characters { "…" } else { "" });
+        Ok(text)
     }
 }
 

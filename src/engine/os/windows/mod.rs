@@ -10,6 +10,7 @@ mod detail;
 mod find;
 mod list;
 mod memory;
+mod missing;
 mod modules;
 mod objects;
 mod regions;
@@ -31,7 +32,7 @@ use crate::engine::{
     driver::VmiRead,
     error::VmiError,
     session::{VmiCore, VmiProber, VmiSession, VmiState},
-    snapshot::{Process, ProcessDetail, ProcessKey, clean},
+    snapshot::{MissingPage, Process, ProcessDetail, ProcessKey, clean},
     symbols::SymbolTable,
 };
 
@@ -341,6 +342,19 @@ where
         let shown: Vec<String> = arguments.iter().map(|argument| format!("{argument:#x}")).collect();
         let name = name.strip_prefix("nt!").unwrap_or(&name);
         Some(SystemCall { text: format!("{name}({})", shown.join(", ")), arguments })
+    }
+
+    fn missing_page(
+        &self,
+        vmi: VmiSession<'_, Driver, Self>,
+        page: AddressContext,
+    ) -> Result<Option<MissingPage>, VmiError> {
+        Ok(self.missing(vmi.core(), page))
+    }
+
+    fn unservable(&self, vmi: VmiSession<'_, Driver, Self>, page: AddressContext) -> Result<Option<String>, VmiError> {
+        let missing = self.missing(vmi.core(), page).filter(|missing| !missing.comes_by_fault);
+        Ok(missing.map(|missing| missing.sentence()))
     }
 
     fn fault_refused_at(&self) -> Option<Va> {

@@ -13,6 +13,8 @@ const CREATOR_INFO: u8 = 1;
 const NAME_INFO: u8 = 2;
 /// Parts of a path that are followed at most.
 const MOST_PARTS: usize = 64;
+/// What stands for a part that is left out.
+const CUT: &str = "…";
 /// Characters of a line that are kept.
 const MOST_TEXT: usize = 1024;
 /// Handles that are listed at most.
@@ -89,7 +91,11 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let mut parts = Vec::new();
         let mut seen = HashSet::new();
         let mut header = header;
-        while parts.len() < MOST_PARTS && seen.insert(header) {
+        loop {
+            if parts.len() >= MOST_PARTS || !seen.insert(header) {
+                parts.push(CUT.to_owned());
+                break;
+            }
             let mask = self.u8(header + o.header_mask)?;
             if mask & NAME_INFO == 0 {
                 break;
@@ -126,11 +132,16 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
         let mut block = self.pointer(key + o.key_block)?;
         let mut parts = Vec::new();
         let mut seen = HashSet::new();
-        while !block.is_null() && parts.len() < MOST_PARTS && seen.insert(block) {
+        while !block.is_null() {
+            if parts.len() >= MOST_PARTS || !seen.insert(block) {
+                parts.push(CUT.to_owned());
+                break;
+            }
             let name = self.pointer(block + o.block_name)?;
             let length = self.u16(name + o.key_name_length)?;
             let is_compressed = self.u32(name + o.key_name_flags)? & 1 != 0;
-            let mut bytes = vec![0; usize::from(length.min(MOST_KEY_NAME * if is_compressed { 1 } else { 2 }))];
+            let longest = MOST_KEY_NAME * if is_compressed { 1 } else { 2 };
+            let mut bytes = vec![0; usize::from(length.min(longest))];
             self.read(name + o.key_name, &mut bytes)?;
             let text: String = if is_compressed {
                 // One byte a character, of Latin-1.
@@ -139,7 +150,7 @@ impl<Driver: VmiRead<Architecture = Amd64>> Memory<'_, Driver> {
                 let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
                 String::from_utf16_lossy(&units)
             };
-            parts.push(format!("\\{text}"));
+            parts.push(format!("\\{text}{}", if length > longest { CUT } else { "" }));
             block = self.pointer(block + o.block_parent)?;
         }
         parts.reverse();
