@@ -178,8 +178,9 @@ fn a_session_without_a_guardian_says_so() {
 #[test]
 fn the_guardian_frees_the_guest_over_a_descriptor() {
     let fake = Fake::new();
-    let (_, theirs) = UnixStream::pair().expect("a pair");
-    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", theirs));
+    let pair = || UnixStream::pair().expect("a pair").1;
+    // The second one is of a repairer that died as well.
+    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", pair()).and_lost("vmscope-2-0", pair()));
     fake.lock().points.push(point());
     fake.lock().stop("debug");
     let folder = dead_session("state.json", &old_state(&fake, Value::Null, false));

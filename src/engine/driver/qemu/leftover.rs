@@ -222,6 +222,10 @@ pub fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Folder, state: &State) -> Result<(
             }
         };
     }
+    if state.stub.is_some() {
+        // What others have left that died over this.
+        channel::clear(&mut monitor())?;
+    }
     if !stays && stops(&status(&mut monitor())?) {
         monitor().execute("cont", json!({}))?;
     }
