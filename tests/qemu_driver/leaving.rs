@@ -224,6 +224,8 @@ fn the_guardian_touches_nothing_that_was_not_touched_and_no_other_qemu() {
     untouched["touched"] = json!(false);
     let mut another = state(&fake);
     another["boot"] = json!("another");
+    // Another start would tidy up before.
+    let _alone = fake::ATTACHING.write();
     for state in [untouched, another] {
         let folder = dead_session("state.json", &state);
         let mut guardian = guardian(&folder);
