@@ -31,6 +31,12 @@ impl Devices {
         Self { devices, stub: Some(label.to_owned()), ..Self::default() }
     }
 
+    /// With a device that somebody made who died before there was a stub on it.
+    pub fn and_lost(mut self, label: &str, stream: UnixStream) -> Self {
+        self.devices.insert(label.to_owned(), stream);
+        self
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty() && self.devices.is_empty() && self.stub.is_none()
@@ -83,6 +89,8 @@ impl Devices {
                 let stream = UnixStream::from(self.named.remove(descriptor)?);
                 self.devices.insert(name("id")?, stream);
             }
+            // The stub's is busy.
+            "chardev-remove" if self.stub == name("id") => return None,
             "chardev-remove" => drop(self.devices.remove(&name("id")?)?),
             _ => return None,
         }

@@ -178,8 +178,9 @@ fn a_session_without_a_guardian_says_so() {
 #[test]
 fn the_guardian_frees_the_guest_over_a_descriptor() {
     let fake = Fake::new();
-    let (_, theirs) = UnixStream::pair().expect("a pair");
-    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", theirs));
+    let pair = || UnixStream::pair().expect("a pair").1;
+    // The second one is of a repairer that died as well.
+    fake.lock().devices = Some(Devices::with_stub("vmscope-1-0", pair()).and_lost("vmscope-2-0", pair()));
     fake.lock().points.push(point());
     fake.lock().stop("debug");
     let folder = dead_session("state.json", &old_state(&fake, Value::Null, false));
@@ -223,6 +224,8 @@ fn the_guardian_touches_nothing_that_was_not_touched_and_no_other_qemu() {
     untouched["touched"] = json!(false);
     let mut another = state(&fake);
     another["boot"] = json!("another");
+    // Another start would tidy up before.
+    let _alone = fake::ATTACHING.write();
     for state in [untouched, another] {
         let folder = dead_session("state.json", &state);
         let mut guardian = guardian(&folder);

@@ -136,21 +136,32 @@ pub enum Present {
     Connected(String),
 }
 
-/// Looks for stubs that sessions have started over a descriptor, and ends those that nobody is connected to any more.
+/// Looks for stubs that sessions have started over a descriptor, and takes out what nobody is connected to any more.
 ///
 /// # Errors
 /// As [`Qmp::execute`].
 pub fn clear(qmp: &mut Qmp) -> Result<Present, VmiError> {
+    let mut present = Present::Nothing;
     for (label, filename) in devices(qmp)? {
         if !label.starts_with(LABEL) {
             continue;
         }
-        if !filename.starts_with("disconnected:") {
-            return Ok(Present::Connected(clean(&label, 60)));
+        if filename.starts_with("disconnected:") {
+            discard(qmp, &label)?;
+        } else {
+            present = Present::Connected(clean(&label, 60));
         }
-        close(qmp, &format!("{DEVICE}{label}"))?;
     }
-    Ok(Present::Nothing)
+    Ok(present)
+}
+
+/// Takes a device out: by itself, because the stub may be another one's; with the stub where that is on it.
+fn discard(qmp: &mut Qmp, label: &str) -> Result<(), VmiError> {
+    match qmp.execute("chardev-remove", json!({ "id": label })) {
+        Ok(_) => Ok(()),
+        Err(error @ VmiError::Lost(_)) => Err(error),
+        Err(_) => close(qmp, &format!("{DEVICE}{label}")),
+    }
 }
 
 /// The device by which a session other than that of this stub is connected.

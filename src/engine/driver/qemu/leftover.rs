@@ -8,6 +8,7 @@
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -29,6 +30,9 @@ use crate::engine::error::VmiError;
 const STATE: &str = "state.json";
 /// Where versions before 0.2 put the state while they repaired.
 const CLAIMED: &str = "state.claimed";
+/// How often a start tries again to repair, and after which time.
+const ATTEMPTS: usize = 5;
+const ATTEMPT_PERIOD: Duration = Duration::from_millis(100);
 /// How long QEMU may take to greet somebody who wants to repair.
 const GREETING_TIME: Duration = Duration::from_secs(1);
 /// How long one attempt of the guardian's may take in all.
@@ -130,7 +134,16 @@ pub fn repair_all(qmp: &Arc<Mutex<Qmp>>, identity: &Identity) -> Result<Vec<Stri
             continue;
         }
         let owner = state.owner.0;
-        match repair(qmp, &folder, &state) {
+        let mut repaired = repair(qmp, &folder, &state);
+        for _ in 0..ATTEMPTS {
+            if matches!(repaired, Ok(()) | Err(VmiError::Lost(_))) {
+                break;
+            }
+            // QEMU may not have noticed yet that somebody who repaired has died.
+            thread::sleep(ATTEMPT_PERIOD);
+            repaired = repair(qmp, &folder, &state);
+        }
+        match repaired {
             Ok(()) => {
                 folder.remove();
                 let runs = if state.leave_paused { "" } else { ", and the guest runs" };
@@ -224,6 +237,10 @@ pub fn repair(qmp: &Arc<Mutex<Qmp>>, folder: &Folder, state: &State) -> Result<(
                 freed
             }
         };
+    }
+    if state.stub.is_some() {
+        // What others have left that died over this.
+        channel::clear(&mut monitor())?;
     }
     if !stays && stops(&status(&mut monitor())?) {
         monitor().execute("cont", json!({}))?;
