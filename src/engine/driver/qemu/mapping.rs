@@ -259,7 +259,10 @@ unsafe fn copy_volatile(from: *const u8, buffer: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::unix::fs::FileExt};
+    use std::{
+        io::Write,
+        os::unix::fs::{FileExt, MetadataExt},
+    };
 
     use super::*;
 
@@ -318,7 +321,8 @@ mod tests {
             }
             std::os::fd::FromRawFd::from_raw_fd(fd)
         };
-        let page = page_size(&file).ok()? as u64;
+        // What the system says of such a file.
+        let page = file.metadata().ok()?.blksize();
         file.set_len(2 * page).ok()?;
         // SAFETY: no pointers.
         (unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, (2 * page).cast_signed()) } == 0).then_some((file, page))
