@@ -314,7 +314,7 @@ mod tests {
     /// A file of two huge pages; `None` where the system has none to spare.
     fn huge_file() -> Option<(File, u64)> {
         // SAFETY: the name is a string that lives on, and the descriptor is nobody else's.
-        let file = unsafe {
+        let file: File = unsafe {
             let fd = libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_CLOEXEC);
             if fd < 0 {
                 return None;
