@@ -269,7 +269,10 @@ unsafe fn copy_volatile(from: *const u8, buffer: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::unix::fs::FileExt};
+    use std::{
+        io::Write,
+        os::unix::fs::{FileExt, MetadataExt},
+    };
 
     use super::*;
 
@@ -321,14 +324,15 @@ mod tests {
     /// A file of two huge pages; `None` where the system has none to spare.
     fn huge_file() -> Option<(File, u64)> {
         // SAFETY: the name is a string that lives on, and the descriptor is nobody else's.
-        let file = unsafe {
+        let file: File = unsafe {
             let fd = libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_CLOEXEC);
             if fd < 0 {
                 return None;
             }
             std::os::fd::FromRawFd::from_raw_fd(fd)
         };
-        let page = page_size(&file).ok()? as u64;
+        // What the system says of such a file.
+        let page = file.metadata().ok()?.blksize();
         file.set_len(2 * page).ok()?;
         // SAFETY: no pointers.
         (unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, (2 * page).cast_signed()) } == 0).then_some((file, page))

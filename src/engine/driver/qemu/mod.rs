@@ -308,7 +308,12 @@ impl VmiDriver for QemuDriver {
     }
 
     fn lost(&self) -> Option<String> {
-        self.memory_lost.borrow().clone()
+        let why = self.memory_lost.borrow().clone()?;
+        // Memory goes with QEMU, and then its monitor may know what has happened to it.
+        match self.control.borrow_mut().ask_status() {
+            Err(VmiError::Lost(why)) => Some(why),
+            _ => Some(why),
+        }
     }
 
     fn resets(&self) -> u64 {

@@ -147,6 +147,12 @@ impl Control {
         Ok(self.outside.state.clone())
     }
 
+    /// The same, with the reason for the end if QEMU has ended and told it.
+    pub fn ask_status(&mut self) -> Result<RunState, VmiError> {
+        let status = self.status();
+        self.explained(status)
+    }
+
     /// How the guest is, as far as we know without asking.
     pub fn run_state(&self) -> Run {
         if self.running {
