@@ -7,14 +7,18 @@
 
 pub mod action;
 pub mod bounded;
+pub mod clipboard;
 pub mod config;
 pub mod console;
 pub mod event_loop;
 pub mod export;
 pub mod headless;
 pub mod history;
+pub mod input;
 pub mod keymap;
+pub mod locale;
 pub mod logging;
+pub mod output;
 pub mod saved;
 pub mod screenshot;
 pub mod script;
