@@ -8,6 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::{
     app::{
+        locale::Ascii,
         screenshot::Screenshot,
         script::{Condition, Script, Size, parse_duration},
     },
@@ -54,12 +55,18 @@ pub struct Options {
     /// Colours: the name of a theme (dark, light, high-contrast, color-blind, mono, or one of your own) or a TOML file
     #[arg(long, global = true, value_name = "NAME|FILE")]
     pub theme: Option<String>,
-    /// Draw with ASCII characters only
-    #[arg(long, global = true)]
-    pub ascii: bool,
+    /// Draw with ASCII characters only: always, never, or auto, by locale and TERM [default: auto; --ascii alone is always]
+    #[arg(long, global = true, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
+    pub ascii: Option<Ascii>,
     /// Leave the mouse to the terminal
     #[arg(long, global = true)]
     pub no_mouse: bool,
+    /// How long an ESC may be the beginning of another key, in milliseconds [default: 50]
+    #[arg(long, global = true, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=5000))]
+    pub escape_time: Option<u64>,
+    /// Memory for pictures to go back to, in MiB [default: 64]
+    #[arg(long, global = true, value_name = "MIB", value_parser = clap::value_parser!(u32).range(..=65536))]
+    pub history: Option<u32>,
     /// Bring back what was saved for this guest (breakpoints, filters, layout), and save it again at the end
     #[arg(long, global = true)]
     pub restore: bool,

@@ -107,6 +107,8 @@ fn run(cli: Cli) -> Result<(), (String, u8)> {
         config: options.config.as_deref(),
         theme: options.theme.as_deref(),
         ascii: options.ascii,
+        escape_ms: options.escape_time,
+        history_mib: options.history,
         no_mouse: options.no_mouse,
         restore: options.restore,
         headless: options.headless,

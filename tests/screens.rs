@@ -15,8 +15,8 @@ use vmscope::{
     ui::{
         self, export, rows,
         state::{
-            AddDialog, AddField, Ask, Candidate, Choice, Choose, ColorDepth, Column, Confirm, FindDialog, MemoryMode,
-            MemoryView, PaneId, Past, Popup, Purpose, RowKey, Severity, Sort, Then, UiState,
+            AddDialog, AddField, Ask, Candidate, Choice, Choose, ColorDepth, Column, Confirm, Contents, FindDialog,
+            MemoryMode, MemoryView, PaneId, Past, Popup, Purpose, RowKey, Severity, Sort, Then, UiState,
         },
         theme::Theme,
     },
@@ -110,6 +110,7 @@ fn popups() -> Vec<(&'static str, Snapshot, UiState)> {
         }),
     );
     let ask = |file: &str, error: Option<&str>| Ask {
+        contents: Contents::Screen,
         title: "Export".into(),
         label: "file".into(),
         input: file.into(),

@@ -11,8 +11,8 @@ use vmscope::{
     ui::{
         self, export, rows,
         state::{
-            AddDialog, Ask, Candidate, Choice, Choose, Column, Confirm, FindDialog, Found, MemoryMode, MemoryView,
-            PaneId, Popup, Purpose, Severity, Sort, Then, UiState,
+            AddDialog, Ask, Candidate, Choice, Choose, Column, Confirm, Contents, FindDialog, Found, MemoryMode,
+            MemoryView, PaneId, Popup, Purpose, Severity, Sort, Then, UiState,
         },
         theme::Theme,
     },
@@ -161,6 +161,7 @@ fn popups(word: &str, number: u64) -> Vec<(Popup, Option<Detail>)> {
         then: Then::Leave,
     };
     let ask = Ask {
+        contents: Contents::Screen,
         title: word.to_owned(),
         label: word.to_owned(),
         input: word.into(),

@@ -30,6 +30,9 @@ use vmscope::{
     },
 };
 
+#[path = "smooth/history.rs"]
+mod history;
+
 /// Frames a second, as the program promises.
 const RATE: u64 = 30;
 

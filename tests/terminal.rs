@@ -24,6 +24,13 @@ use vmscope::{
     },
 };
 
+#[path = "terminal/copied.rs"]
+mod copied;
+#[path = "terminal/pieces.rs"]
+mod pieces;
+#[path = "terminal/slow.rs"]
+mod slow;
+
 /// No step of a test takes nearly as long.
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -54,7 +61,12 @@ impl Session {
         Self::start(command, 100, 30)
     }
 
-    fn start(mut command: CommandBuilder, columns: u16, rows: u16) -> Self {
+    fn start(command: CommandBuilder, columns: u16, rows: u16) -> Self {
+        Self::start_at(command, columns, rows, None)
+    }
+
+    /// A program in a terminal that reads as many bytes at a time as it is told, or all that there are.
+    fn start_at(mut command: CommandBuilder, columns: u16, rows: u16, pace: Option<Receiver<usize>>) -> Self {
         let size = PtySize { rows, cols: columns, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(size).unwrap();
         let home = env::temp_dir().join("vmscope-tests-without-configuration");
@@ -62,6 +74,12 @@ impl Session {
         command.env("TERM", "xterm-256color");
         command.env("COLORTERM", "truecolor");
         command.env_remove("NO_COLOR");
+        if command.get_env("LC_ALL").is_none_or(|set| Some(set) == env::var_os("LC_ALL").as_deref()) {
+            command.env("LC_ALL", "C.UTF-8");
+        }
+        for name in ["TMUX", "STY"] {
+            command.env_remove(name);
+        }
         command.env("XDG_CONFIG_HOME", &home);
         command.env("HOME", &home);
         let canonical_at_first = canonical(pair.master.as_ref());
@@ -71,7 +89,9 @@ impl Session {
         let (sender, output) = unbounded();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = reader.read(&mut buffer) {
+            // A pace that has ended is the terminal's own again.
+            let next = || pace.as_ref().and_then(|pace| pace.recv().ok()).unwrap_or(4096).min(4096);
+            while let Ok(length @ 1..) = reader.read(&mut buffer[..next()]) {
                 if sender.send(buffer[..length].to_vec()).is_err() {
                     return;
                 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use etcetera::BaseStrategy;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::nearest::nearest;
 
@@ -20,9 +20,14 @@ pub struct Config {
     file: Option<PathBuf>,
     /// The name of a theme or a TOML file; `--theme` goes before it.
     pub theme: Option<String>,
-    /// Whether the program itself draws ASCII characters only, as with `--ascii`.
-    #[serde(default)]
-    pub ascii: bool,
+    /// Whether the program itself draws ASCII characters only, as with `--ascii`; where it says nothing, the locale tells.
+    pub ascii: Option<bool>,
+    /// How long an ESC may be the beginning of another key, in milliseconds, as with `--escape-time`.
+    #[serde(default, deserialize_with = "at_most::<_, u64, 5000>")]
+    pub escape_time: Option<u64>,
+    /// Memory for pictures to go back to, in MiB, as with `--history`.
+    #[serde(default, deserialize_with = "at_most::<_, u32, 65536>")]
+    pub history: Option<u32>,
     /// Whether what was saved for the guest is restored at the start and saved at the end, as with `--restore`.
     #[serde(default)]
     pub restore: bool,
@@ -41,6 +46,20 @@ enum Keys {
     Several(Vec<String>),
 }
 
+/// A number with a bound.
+fn at_most<'de, D, N, const MOST: i64>(deserializer: D) -> Result<Option<N>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: TryFrom<i64>,
+{
+    let number = i64::deserialize(deserializer)?;
+    let wrong = || D::Error::custom(format!("{number} is not between 0 and {MOST}"));
+    if number > MOST {
+        return Err(wrong());
+    }
+    N::try_from(number).map(Some).map_err(|_| wrong())
+}
+
 const fn yes() -> bool {
     true
 }
@@ -48,13 +67,23 @@ const fn yes() -> bool {
 impl Default for Config {
     /// What holds where nothing is configured.
     fn default() -> Self {
-        Self { file: None, theme: None, ascii: false, restore: false, mouse: true, keys: BTreeMap::new() }
+        Self {
+            file: None,
+            theme: None,
+            ascii: None,
+            escape_time: None,
+            history: None,
+            restore: false,
+            mouse: true,
+            keys: BTreeMap::new(),
+        }
     }
 }
 
 impl Config {
     /// The names of all options.
-    pub const OPTIONS: &'static [&'static str] = &["theme", "ascii", "restore", "mouse", "keys"];
+    pub const OPTIONS: &'static [&'static str] =
+        &["theme", "ascii", "escape_time", "history", "restore", "mouse", "keys"];
 
     /// Reads the file that is named, or the one in the user's configuration folder where there is one.
     ///

@@ -7,6 +7,7 @@ use crokey::KeyCombination;
 use crossbeam_channel::Receiver;
 use crossterm::event::Event;
 
+use super::clipboard::Way;
 use crate::engine::snapshot::Snapshot;
 
 /// What comes in from outside.
@@ -84,14 +85,26 @@ pub trait Console {
         false
     }
 
+    /// Whether the screen takes a frame now. Where it does not, [`Console::freed`] tells when it does.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Pings when the screen takes a frame again; `None` where it always does.
+    fn freed(&self) -> Option<&Receiver<()>> {
+        None
+    }
+
     /// Before the cells of a frame are written.
     fn begin_frame(&mut self) {}
 
     /// After the cells of a frame were written.
     fn end_frame(&mut self) {}
 
-    /// Puts text on the user's clipboard.
-    fn copy(&mut self, _: &str) {}
+    /// Sends text to the user's clipboard; answers which way it went, `None` where there is none.
+    fn copy(&mut self, _: &str) -> Option<Way> {
+        None
+    }
 
     /// Gives the terminal to the shell until the user comes back, and leaves a note there; answers whether everything must
     /// be drawn again.

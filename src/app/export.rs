@@ -32,8 +32,23 @@ pub fn export(file: &str, overwrite: bool, shot: &Shot<'_>) -> Result<Exported, 
     if !overwrite && fs::symlink_metadata(&path).is_ok() {
         return Ok(Exported::Exists(path));
     }
-    let bytes = format.render(shot)?;
-    match write(&path, overwrite, &bytes) {
+    put(path, overwrite, &format.render(shot)?)
+}
+
+/// Writes bytes to a file; `~/` is the user's home.
+///
+/// # Errors
+/// A sentence when the file cannot be written; one that was there is as it was.
+pub fn leave(file: &str, overwrite: bool, bytes: &[u8]) -> Result<Exported, String> {
+    let path = at_home(file.into());
+    if !overwrite && fs::symlink_metadata(&path).is_ok() {
+        return Ok(Exported::Exists(path));
+    }
+    put(path, overwrite, bytes)
+}
+
+fn put(path: PathBuf, overwrite: bool, bytes: &[u8]) -> Result<Exported, String> {
+    match write(&path, overwrite, bytes) {
         Ok(()) => Ok(Exported::Written(path)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !overwrite => Ok(Exported::Exists(path)),
         Err(error) => Err(format!("cannot write {}: {error}; choose another file or folder", path.display())),

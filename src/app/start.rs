@@ -19,15 +19,17 @@ use super::{
     console::Input,
     event_loop::{Ended, Loop, Setup, leave},
     headless::{Plan, Scripted},
+    history, input,
     keymap::Keymap,
+    locale::{Ascii, Characters},
     screenshot::{Screenshot, Shot},
     script::Size,
-    terminal::{self, Keyboard, Screen},
+    terminal::{Keyboard, Screen},
     themes::Themes,
 };
 use crate::{
     engine::command::{Attaching, Engine},
-    ui::state::{ColorDepth, UiState},
+    ui::state::{ColorDepth, Severity, UiState},
 };
 
 /// The size of a headless screen that is not told.
@@ -44,7 +46,11 @@ pub struct Wishes<'a> {
     /// `--theme`
     pub theme: Option<&'a str>,
     /// `--ascii`
-    pub ascii: bool,
+    pub ascii: Option<Ascii>,
+    /// `--escape-time`
+    pub escape_ms: Option<u64>,
+    /// `--history`
+    pub history_mib: Option<u32>,
     /// `--no-mouse`
     pub no_mouse: bool,
     /// `--restore`
@@ -67,10 +73,23 @@ pub fn prepare(wishes: Wishes<'_>) -> Result<Setup, String> {
         (None, None) => {}
     }
     let keymap = Keymap::new(&config.keys()).map_err(|why| config.blame(&why))?;
-    let state = UiState { colors, ascii: wishes.ascii || config.ascii, ..UiState::default() };
+    let configured = config.ascii.map(|ascii| if ascii { Ascii::Always } else { Ascii::Never });
+    let ascii = wishes.ascii.or(configured).unwrap_or_default();
+    let Characters { ascii, only_ascii, hint } = if wishes.headless {
+        // What is drawn without a terminal goes to files, which have no locale.
+        Characters { ascii: ascii == Ascii::Always, ..Characters::default() }
+    } else {
+        Characters::new(ascii, |name| env::var(name).ok())
+    };
+    let mut state = UiState { colors, ascii, only_ascii, ..UiState::default() };
+    if let Some(hint) = hint {
+        state.notify(Severity::Info, hint);
+    }
     let mouse = config.mouse && !wishes.no_mouse;
     let restore = wishes.restore || config.restore;
-    Ok(Setup { themes, keymap, state, mouse, restore, logged: None })
+    let escape_time = wishes.escape_ms.or(config.escape_time).map_or(input::ESCAPE_TIME, Duration::from_millis);
+    let history = wishes.history_mib.or(config.history).map_or(history::MOST_BYTES, |mib| (mib as usize) << 20);
+    Ok(Setup { themes, keymap, state, mouse, restore, escape_time, history, logged: None })
 }
 
 /// How many colours the terminal says it has.
@@ -143,8 +162,8 @@ pub fn dashboard(
         // No screen comes up for a guest that cannot be opened, if that is known in a moment.
         opening.wait(Some(OPEN_MOMENT), &signals)?;
         let mut screen = Screen::open(setup.mouse)?;
-        terminal::inputs(keys);
-        let mut keyboard = Keyboard::new(signals, opening);
+        input::read(keys, screen.outlet.clone(), setup.escape_time);
+        let mut keyboard = Keyboard::new(signals, screen.outlet.clone(), opening);
         // Every signal that ends a dashboard is a request to leave, which was done.
         Loop::new(&mut screen.terminal, &mut keyboard, engine, setup).run().map(|_| ())
     })

@@ -44,4 +44,9 @@ pub fn render(frame: &mut Frame<'_>, snapshot: &Snapshot, ui: &UiState, theme: &
     }
     let above_footer = Rect { height: area.height - regions.footer.height, ..area };
     footer::notices(&mut pen, above_footer, snapshot, ui);
+    if ui.only_ascii {
+        for cell in frame.buffer_mut().content.iter_mut().filter(|cell| !cell.symbol().is_ascii()) {
+            cell.set_char('?');
+        }
+    }
 }

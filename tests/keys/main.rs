@@ -20,7 +20,7 @@ use vmscope::{
             RunState, Scope, Snapshot, Status, TableId, Unavailable, Va, VcpuId,
         },
     },
-    ui::state::{Choice, Choose, Column, Confirm, PaneId, Past, Popup, RowKey, Then},
+    ui::state::{Choice, Choose, Column, Confirm, Contents, PaneId, Past, Popup, RowKey, Then},
 };
 
 use user::{User, breakpoint, snapshot};
@@ -445,11 +445,12 @@ fn a_cell_or_a_whole_pane_is_copied() {
     user.press("j ctrl-y");
     assert!(matches!(user.popup(), Some(Popup::Choose(choose)) if choose.items.len() == 3), "an empty cell is none");
     assert_eq!(user.press("j j enter"), [Effect::Copy("lsass.exe".into())]);
-    assert_eq!(user.notice(), "copied the name");
+    assert_eq!(user.state.copied.as_ref().map(|copied| copied.what.as_str()), Some("the name"));
     assert!(user.press("ctrl-y q").is_empty() && user.popup().is_none());
     user.press("/ 'lsa' enter");
     assert_eq!(user.press("Y"), [Effect::Copy("pid\tppid\tname\troot\n648\t0\tlsass.exe\t".into())]);
-    assert_eq!(user.notice(), "copied the one row of the processes");
+    assert_eq!(user.state.copied.as_ref().map(|copied| copied.what.as_str()), Some("the one row of the processes"));
+    assert_eq!(user.notice(), "", "what became of it is said by who sent it");
     user.press("esc / 'nothing' enter");
     assert!(user.press("Y y").is_empty());
 
@@ -457,6 +458,32 @@ fn a_cell_or_a_whole_pane_is_copied() {
     let mut user = User::with(Snapshot { processes: Part::new((0..10_000).map(process).collect()), ..snapshot() });
     assert!(user.press("Y").is_empty(), "more than a terminal takes");
     assert!(user.notice().contains("not copied") && user.notice().contains("filter the pane"), "{}", user.notice());
+    // It is kept all the same, for a file.
+    assert!(user.notice().ends_with(": W"), "{}", user.notice());
+    let effects = user.press("W enter");
+    assert!(matches!(effects.as_slice(), [Effect::SaveCopied { file, overwrite: false }] if file == "vmscope-0s.txt"));
+    assert!(user.state.copied.is_some_and(|copied| copied.text.lines().count() == 10_001));
+}
+
+#[test]
+fn what_was_copied_is_written_to_a_file_on_request() {
+    let mut user = User::new();
+    assert!(user.press("W").is_empty() && user.popup().is_none());
+    assert_eq!(user.notice(), "nothing was copied yet");
+    user.press("y W");
+    assert!(matches!(user.popup(), Some(Popup::Ask(ask)) if ask.contents == Contents::Copied));
+    user.press("ctrl-u");
+    let saved = |overwrite| Effect::SaveCopied { file: "rows.txt".into(), overwrite };
+    assert_eq!(user.press("'rows.txt' enter"), [saved(false)]);
+    user.state.popups.push(Popup::Confirm(Confirm {
+        title: "Overwrite".into(),
+        text: String::new(),
+        yes: "overwrite".into(),
+        no: "keep".into(),
+        chosen_yes: true,
+        then: Then::OverwriteCopied("rows.txt".into()),
+    }));
+    assert_eq!(user.press("enter"), [saved(true)]);
 }
 
 #[test]

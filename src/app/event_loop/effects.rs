@@ -10,11 +10,12 @@ use ratatui::{
 use super::{Ended, Loop, Restore, THEME_LOOK};
 use crate::{
     app::{
+        action::Action,
         console::Console,
-        export::{Exported, export},
+        export::{self, Exported},
         saved::Saved,
         screenshot::Shot,
-        update::{Effect, choose},
+        update::{Effect, choose, hints},
     },
     engine::{
         command::Command,
@@ -104,11 +105,13 @@ where
             match effect {
                 Effect::Send(command) => self.send(command, None),
                 Effect::SendFrom(command, draft) => self.send(command, Some(draft)),
-                Effect::Copy(text) => self.console.copy(&text),
+                Effect::Copy(text) => self.copy(&text),
+                Effect::SaveCopied { file, overwrite } => self.save_copied(file, overwrite),
                 Effect::Freeze => self.history.freeze(),
                 Effect::Back => {
                     if !self.history.back() {
-                        self.state.remark("there is no earlier picture");
+                        let why = self.history.why_no_earlier();
+                        self.state.remark(why);
                     }
                 }
                 Effect::Forward | Effect::FarForward if self.history.past().is_none() => {
@@ -117,7 +120,8 @@ where
                 Effect::Forward => self.history.forward(),
                 Effect::FarBack => {
                     if !self.history.far_back() {
-                        self.state.remark("there is no earlier picture");
+                        let why = self.history.why_no_earlier();
+                        self.state.remark(why);
                     }
                 }
                 Effect::FarForward => self.history.far_forward(),
@@ -176,6 +180,43 @@ where
         }
     }
 
+    /// Sends a text to the clipboard, and says no more of it than is known.
+    fn copy(&mut self, text: &str) {
+        let what = self.state.copied.as_ref().map_or("a text", |copied| copied.what.as_str());
+        let save = hints::key_of(&self.state, Action::SaveCopied);
+        let told = match self.console.copy(text) {
+            Some(way) => format!("{}; {save} writes it to a file", way.told(what)),
+            None => format!("{what} went nowhere, because there is no terminal; {save} writes it to a file"),
+        };
+        self.state.notify(Severity::Info, told);
+    }
+
+    /// Writes what was copied to a file.
+    fn save_copied(&mut self, file: String, overwrite: bool) {
+        let Some(copied) = &self.state.copied else { return };
+        match export::leave(&file, overwrite, format!("{}\n", copied.text).as_bytes()) {
+            Ok(written) => self.tell_written(written, Then::OverwriteCopied(file)),
+            Err(why) => {
+                let question = choose::copied_file_question(file);
+                self.state.popups.push(Popup::Ask(Ask { error: Some(why), ..question }));
+            }
+        }
+    }
+
+    fn tell_written(&mut self, written: Exported, then: Then) {
+        match written {
+            Exported::Written(path) => self.state.notify(Severity::Info, format!("wrote {}", path.display())),
+            Exported::Exists(path) => self.state.popups.push(Popup::Confirm(Confirm {
+                title: "Overwrite".into(),
+                text: format!("{} is there already. What is in it will be lost.", path.display()),
+                yes: "overwrite".into(),
+                no: "keep".into(),
+                chosen_yes: false,
+                then,
+            })),
+        }
+    }
+
     /// Writes the panes as they are, without what lies above them, to a file.
     pub(super) fn export(&mut self, file: String, overwrite: bool) {
         let notices = std::mem::take(&mut self.state.notices);
@@ -183,18 +224,11 @@ where
         let Ok(mut terminal) = Terminal::new(TestBackend::new(columns, rows));
         let (shown, state, theme) = (&self.shown, &self.state, self.themes.theme());
         let Ok(_) = terminal.draw(|frame| ui::render(frame, shown, state, theme));
-        let exported = export(&file, overwrite, &Shot { buffer: terminal.backend().buffer(), snapshot: shown, theme });
+        let exported =
+            export::export(&file, overwrite, &Shot { buffer: terminal.backend().buffer(), snapshot: shown, theme });
         self.state.notices = notices;
         match exported {
-            Ok(Exported::Written(path)) => self.state.notify(Severity::Info, format!("wrote {}", path.display())),
-            Ok(Exported::Exists(path)) => self.state.popups.push(Popup::Confirm(Confirm {
-                title: "Overwrite".into(),
-                text: format!("{} is there already. What is in it will be lost.", path.display()),
-                yes: "overwrite".into(),
-                no: "keep".into(),
-                chosen_yes: false,
-                then: Then::Overwrite(file),
-            })),
+            Ok(written) => self.tell_written(written, Then::Overwrite(file)),
             Err(why) => {
                 let question = choose::file_question(file);
                 self.state.popups.push(Popup::Ask(Ask { error: Some(why), ..question }));

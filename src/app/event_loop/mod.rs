@@ -25,7 +25,8 @@ use ratatui::{Terminal, backend::Backend};
 use crate::{
     app::{
         console::{Console, Next, Situation},
-        history::History,
+        history::{self, History},
+        input::ESCAPE_TIME,
         keymap::Keymap,
         logging,
         themes::Themes,
@@ -54,7 +55,7 @@ const THEME_LOOK: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(200);
 
 /// What a loop needs besides terminal, console and engine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Setup {
     /// The colours.
     pub themes: Themes,
@@ -66,8 +67,27 @@ pub struct Setup {
     pub mouse: bool,
     /// Whether what was saved for the guest is restored, and saved again at the end.
     pub restore: bool,
+    /// How long an ESC may be the beginning of another key.
+    pub escape_time: Duration,
+    /// How many bytes the pictures to go back to may take.
+    pub history: usize,
     /// A ping after a new line of the log; `None` where the log is not watched.
     pub logged: Option<Receiver<()>>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            themes: Themes::default(),
+            keymap: Keymap::default(),
+            state: UiState::default(),
+            mouse: false,
+            restore: false,
+            escape_time: ESCAPE_TIME,
+            history: history::MOST_BYTES,
+            logged: None,
+        }
+    }
 }
 
 /// Why a loop ended well.
@@ -142,7 +162,7 @@ where
             restore: if setup.restore { Restore::Wanted } else { Restore::No },
             keymap: setup.keymap,
             state,
-            history: History::new(Arc::clone(&first)),
+            history: History::new(Arc::clone(&first), setup.history),
             shown: first,
             pending: Vec::new(),
             outbox: VecDeque::new(),
@@ -171,7 +191,10 @@ where
                 if self.restore == Restore::Done {
                     self.save();
                 }
-                self.draw()?;
+                // The last picture is for who keeps it; a slow terminal only had to show it before it is left.
+                if self.console.is_ready() {
+                    self.draw()?;
+                }
                 return ended;
             }
             self.draw_when_due()?;
@@ -246,13 +269,17 @@ where
         if let Some(logged) = &self.logged {
             select.recv(logged);
         }
+        let ready = self.console.is_ready();
+        if let Some(freed) = self.console.freed() {
+            select.recv(freed);
+        }
         let mut longest = longest;
         let mut at_most = |time: Duration| longest = Some(longest.map_or(time, |longest| longest.min(time)));
         if self.engine_ended && !self.pending.is_empty() {
             at_most(Duration::ZERO);
         }
         if !self.console.is_virtual() {
-            if self.dirty {
+            if self.dirty && ready {
                 at_most(self.drawn.map_or(Duration::ZERO, |drawn| FRAME.saturating_sub(drawn.elapsed())));
             }
             if !self.state.notices.is_empty() {
@@ -280,6 +307,10 @@ where
     fn collect(&mut self) {
         if self.logged.as_ref().is_some_and(|logged| logged.try_recv().is_ok()) {
             self.dirty = true;
+        }
+        if let Some(freed) = self.console.freed() {
+            // It has done what it is for: to wake.
+            let _ = freed.try_recv();
         }
         let inputs = self.console.inputs().clone();
         let began = Instant::now();
@@ -409,7 +440,7 @@ where
 
     fn draw_when_due(&mut self) -> Result<(), String> {
         let due = self.drawn.is_none_or(|drawn| drawn.elapsed() >= FRAME);
-        if self.dirty && due && !self.console.is_virtual() { self.draw() } else { Ok(()) }
+        if self.dirty && due && !self.console.is_virtual() && self.console.is_ready() { self.draw() } else { Ok(()) }
     }
 
     fn draw(&mut self) -> Result<(), String> {

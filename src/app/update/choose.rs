@@ -3,11 +3,11 @@
 use crokey::KeyCombination;
 use crossterm::event::KeyCode;
 
-use super::{Effect, popup::type_into};
+use super::{Effect, copy, popup::type_into};
 use crate::{
     app::action::Action,
     engine::snapshot::Snapshot,
-    ui::state::{Ask, Choice, Choose, Popup, Severity, UiState},
+    ui::state::{Ask, Choice, Choose, Contents, Popup, UiState},
 };
 
 /// Longest part of a guest's name in the name of a file.
@@ -15,19 +15,50 @@ const NAME: usize = 40;
 
 /// Asks where the screen is to be written.
 pub(super) fn ask_for_file(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    state.popups.push(Popup::Ask(file_question(file_name(snapshot, "svg"))));
+    Vec::new()
+}
+
+/// Asks where what was copied is to be written.
+pub(super) fn ask_for_copied_file(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
+    if state.copied.is_none() {
+        state.remark("nothing was copied yet");
+        return Vec::new();
+    }
+    state.popups.push(Popup::Ask(copied_file_question(file_name(snapshot, "txt"))));
+    Vec::new()
+}
+
+/// A name for a file about a guest at this moment.
+fn file_name(snapshot: &Snapshot, extension: &str) -> String {
     let known = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let name: String = snapshot.guest.name.chars().take(NAME).map(known).collect();
     let name = name.trim_matches(['.', '-']);
     let seconds = snapshot.taken_at_ns / 1_000_000_000;
-    let file =
-        if name.is_empty() { format!("vmscope-{seconds}s.svg") } else { format!("vmscope-{name}-{seconds}s.svg") };
-    state.popups.push(Popup::Ask(file_question(file)));
-    Vec::new()
+    if name.is_empty() {
+        format!("vmscope-{seconds}s.{extension}")
+    } else {
+        format!("vmscope-{name}-{seconds}s.{extension}")
+    }
+}
+
+/// The question for the file of what was copied, with what was typed so far.
+pub fn copied_file_question(file: String) -> Ask {
+    Ask {
+        contents: Contents::Copied,
+        title: "Save what was copied".into(),
+        label: "file".into(),
+        input: file.into(),
+        hint: "rows as text, separated by tabs".into(),
+        does: "write".into(),
+        error: None,
+    }
 }
 
 /// The question for a file with what was typed so far.
 pub fn file_question(file: String) -> Ask {
     Ask {
+        contents: Contents::Screen,
         title: "Export".into(),
         label: "file".into(),
         input: file.into(),
@@ -49,8 +80,12 @@ pub(super) fn ask(state: &mut UiState, key: KeyCombination, code: KeyCode) -> Ve
                 ask.error = Some("the name of a file is needed, for example screen.svg".into());
                 return Vec::new();
             }
+            let effect = match ask.contents {
+                Contents::Screen => Effect::Export { file, overwrite: false },
+                Contents::Copied => Effect::SaveCopied { file, overwrite: false },
+            };
             state.popups.pop();
-            return vec![Effect::Export { file, overwrite: false }];
+            return vec![effect];
         }
         _ => {
             ask.error = None;
@@ -99,9 +134,6 @@ fn take(state: &mut UiState) -> Vec<Effect> {
     let (name, note) = choose.items.swap_remove(choose.chosen);
     match choose.choice {
         Choice::Theme(_) => vec![Effect::Theme(name)],
-        Choice::Cell => {
-            state.notify(Severity::Info, format!("copied the {name}"));
-            vec![Effect::Copy(note)]
-        }
+        Choice::Cell => copy::send(state, format!("the {name}"), note),
     }
 }

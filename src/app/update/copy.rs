@@ -1,11 +1,12 @@
 //! Rows as text for the clipboard: their facts, separated by tabs, without what the width of a column left out.
 
-use super::{Effect, marks::targets, nothing_selected};
+use super::{Effect, hints, marks::targets, nothing_selected};
 use crate::{
+    app::action::Action,
     engine::snapshot::{Breakpoint, Event, Fault, Process, Scope, Snapshot, Table},
     ui::{
         rows::{self, RowRef},
-        state::{Choice, Choose, PaneId, PaneState, Popup, RowKey, Severity, UiState},
+        state::{Choice, Choose, Copied, PaneId, PaneState, Popup, RowKey, Severity, UiState},
     },
 };
 
@@ -21,10 +22,10 @@ pub(super) fn marked(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
     let lines: Vec<String> =
         rows.iter().flat_map(|&row| facts(snapshot, state.focused(), row)).map(|row| line(&row)).collect();
     let said = match rows.len() {
-        1 => "copied one row".to_owned(),
-        marked => format!("copied the {marked} marked rows"),
+        1 => "one row".to_owned(),
+        marked => format!("the {marked} marked rows"),
     };
-    send(state, &lines, said)
+    send_lines(state, &lines, said)
 }
 
 /// Copies every row that the focused pane shows, below the names of its columns.
@@ -37,8 +38,8 @@ pub(super) fn pane(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effect> {
         1 => "the one row".to_owned(),
         rows => format!("{rows} rows"),
     };
-    let said = format!("copied {rows} of the {}", pane.id.title().to_lowercase());
-    send(state, &lines, said)
+    let said = format!("{rows} of the {}", pane.id.title().to_lowercase());
+    send_lines(state, &lines, said)
 }
 
 /// Lets one fact of the selected row be chosen.
@@ -58,24 +59,29 @@ pub(super) fn choose_cell(state: &mut UiState, snapshot: &Snapshot) -> Vec<Effec
     nothing_selected(state)
 }
 
-fn send(state: &mut UiState, lines: &[String], said: String) -> Vec<Effect> {
+fn send_lines(state: &mut UiState, lines: &[String], what: String) -> Vec<Effect> {
     if lines.is_empty() {
         state.notify(Severity::Info, "there is no row to be copied");
         return Vec::new();
     }
-    let text = lines.join("\n");
-    if text.len() > MOST_BYTES {
-        state.notify(
-            Severity::Warning,
-            format!(
-                "not copied: {} KiB are more than terminals take at once (64); filter the pane, or export it",
-                text.len() >> 10
-            ),
+    send(state, what, lines.join("\n"))
+}
+
+/// Keeps a text as what was copied, and sends it unless it is too long for that.
+pub(super) fn send(state: &mut UiState, what: String, text: String) -> Vec<Effect> {
+    let effects = if text.len() > MOST_BYTES {
+        let save = hints::key_of(state, Action::SaveCopied);
+        let text = format!(
+            "not copied: {} KiB are more than terminals take at once (64); filter the pane, or write {what} to a file: {save}",
+            text.len() >> 10
         );
-        return Vec::new();
-    }
-    state.notify(Severity::Info, said);
-    vec![Effect::Copy(text)]
+        state.notify(Severity::Warning, text);
+        Vec::new()
+    } else {
+        vec![Effect::Copy(text.clone())]
+    };
+    state.copied = Some(Copied { what, text });
+    effects
 }
 
 fn joined<'a>(parts: impl Iterator<Item = &'a str>) -> String {

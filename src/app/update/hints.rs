@@ -5,12 +5,20 @@ use std::cmp::Reverse;
 use super::{place, popup, possible};
 use crate::{
     app::{
-        action::{ACTIONS, Entry, PANES, Place},
+        action::{ACTIONS, Action, Entry, PANES, Place},
         keymap::{self, Keymap},
     },
     engine::snapshot::Snapshot,
     ui::state::{KeyHint, Popup, UiState},
 };
+
+/// The key of an action as it is shown; its name where it has none.
+pub fn key_of(state: &UiState, action: Action) -> String {
+    let entry = ACTIONS.iter().find(|entry| entry.action == action);
+    let name = entry.map_or("", |entry| entry.name);
+    let hint = state.help.iter().find(|hint| hint.name == name && !hint.key.is_empty());
+    hint.map_or(name, |hint| &hint.key).to_owned()
+}
 
 /// Brings footer and help up to date with the focus and with what the guest's driver can do.
 pub fn refresh(state: &mut UiState, snapshot: &Snapshot, keymap: &Keymap) {

@@ -1,6 +1,6 @@
 //! The memory view: moving, following, going back, searching.
 
-use super::{Effect, dump, popup, refuse};
+use super::{Effect, copy, dump, popup, refuse};
 use crate::{
     app::action::Action,
     engine::{
@@ -67,10 +67,8 @@ pub(super) fn act(state: &mut UiState, snapshot: &Snapshot, action: Action) -> O
             let Some(text) = held.map(|held| dump::text(view, held, (rows, per_row), only_here)) else {
                 return Some(refuse(state, "copy: this memory is not read yet"));
             };
-            let what =
-                if only_here && view.mode != MemoryMode::Walk { "copied one row" } else { "copied what is shown" };
-            state.notify(Severity::Info, what);
-            return Some(vec![Effect::Copy(text)]);
+            let what = if only_here && view.mode != MemoryMode::Walk { "one row" } else { "what is shown" };
+            return Some(copy::send(state, what.to_owned(), text));
         }
         Action::CloseMemory if snapshot.search.is_some() => return Some(vec![Effect::Send(Command::CancelSearch)]),
         Action::CloseMemory => return Some(popup::close(state)),

@@ -40,7 +40,7 @@ pub enum Effect {
     Send(Command),
     /// Send the command of a dialog; a refusal opens the dialog again with what was entered.
     SendFrom(Command, Box<Draft>),
-    /// Put text on the clipboard.
+    /// Send text to the clipboard, and say what came of it.
     Copy(String),
     /// Hold the picture still, or let it go on.
     Freeze,
@@ -64,6 +64,13 @@ pub enum Effect {
     ReloadTheme,
     /// Write the screen to this file, in the form that its extension says.
     Export {
+        /// The path as it was typed.
+        file: String,
+        /// Whether a file that is there already is written anew.
+        overwrite: bool,
+    },
+    /// Write what was copied last to this file.
+    SaveCopied {
         /// The path as it was typed.
         file: String,
         /// Whether a file that is there already is written anew.
@@ -218,6 +225,7 @@ pub fn update(state: &mut UiState, snapshot: &Snapshot, action: Action) -> Vec<E
         Action::Copy => copy::marked(state, snapshot),
         Action::CopyCell => copy::choose_cell(state, snapshot),
         Action::CopyPane => copy::pane(state, snapshot),
+        Action::SaveCopied => choose::ask_for_copied_file(state, snapshot),
         Action::Export => choose::ask_for_file(state, snapshot),
         Action::Theme => vec![Effect::ChooseTheme],
         Action::ReloadTheme => vec![Effect::ReloadTheme],

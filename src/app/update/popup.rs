@@ -250,6 +250,7 @@ fn confirm(state: &mut UiState, code: KeyCode, meaning: Option<Action>) -> Vec<E
         (false, _) => Vec::new(),
         (true, Then::Leave) => vec![Effect::Leave],
         (true, Then::Overwrite(file)) => vec![Effect::Export { file, overwrite: true }],
+        (true, Then::OverwriteCopied(file)) => vec![Effect::SaveCopied { file, overwrite: true }],
     }
 }
 

@@ -14,7 +14,7 @@ use tui_logger::TuiWidgetState;
 pub use self::{
     memory::{FindDialog, FindKind, Found, MemoryMode, MemoryView},
     pane::{Column, Filter, PaneId, PaneState, RowKey, Sort},
-    popup::{AddDialog, AddField, Ask, Candidate, Choice, Choose, Confirm, Popup, Purpose, Then},
+    popup::{AddDialog, AddField, Ask, Candidate, Choice, Choose, Confirm, Contents, Popup, Purpose, Then},
 };
 use super::layout::Grip;
 use crate::engine::{command::Command, snapshot::Status};
@@ -48,6 +48,8 @@ pub struct UiState {
     pub kept: bool,
     /// What the mouse is in the middle of.
     pub pointer: Pointer,
+    /// What was copied last, and what it is ("one row").
+    pub copied: Option<Copied>,
     /// What the engine is asked for that takes longer than a moment, and for how long; kept by the application.
     pub busy: Option<String>,
     /// Set while the picture is not the newest one.
@@ -60,8 +62,19 @@ pub struct UiState {
     pub virtual_time: bool,
     /// Only ASCII characters are drawn by the program itself.
     pub ascii: bool,
+    /// Only ASCII characters are drawn at all, whatever names the guest has: the terminal takes no others.
+    pub only_ascii: bool,
     /// How many colours the terminal has.
     pub colors: ColorDepth,
+}
+
+/// A text that was copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// What it is, in words.
+    pub what: String,
+    /// The text.
+    pub text: String,
 }
 
 impl Default for UiState {
@@ -80,12 +93,14 @@ impl Default for UiState {
             deleted: Vec::new(),
             kept: false,
             pointer: Pointer::default(),
+            copied: None,
             busy: None,
             past: None,
             footer: Vec::new(),
             help: Vec::new(),
             virtual_time: false,
             ascii: false,
+            only_ascii: false,
             colors: ColorDepth::TrueColor,
         }
     }

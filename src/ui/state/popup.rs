@@ -254,11 +254,25 @@ pub enum Then {
     Leave,
     /// A file that is there already is written anew: its path.
     Overwrite(String),
+    /// Write what was copied to the file that is there already.
+    OverwriteCopied(String),
+}
+
+/// What a file is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Contents {
+    /// The screen.
+    #[default]
+    Screen,
+    /// What was copied last.
+    Copied,
 }
 
 /// A line of text that is asked for.
 #[derive(Clone, Debug)]
 pub struct Ask {
+    /// What is written to the file that is asked for.
+    pub contents: Contents,
     /// The title.
     pub title: String,
     /// What the text is ("file").
