@@ -1,8 +1,8 @@
 //! Which picture is on the screen: the live one, a frozen one, or one of the last minutes.
 //!
 //! Freezing is keeping an `Arc`; the guest runs on. Scrolling back is a ring of pictures, one a second, as many as fit into
-//! a bound of memory. They share what did not change from one to the next ([`rows`]), and what they cost is counted
-//! ([`weight`]): the lists of a busy guest are megabytes, and each picture of the engine has lists of its own.
+//! a bound of memory. They share what did not change from one to the next (`rows`), and what they cost is counted
+//! (`weight`): the lists of a busy guest are megabytes, and each picture of the engine has lists of its own.
 
 mod rows;
 mod weight;

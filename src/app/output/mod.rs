@@ -1,7 +1,7 @@
 //! What goes to the terminal, without ever waiting for it.
 //!
 //! A frame is made in memory and handed over as a whole; a thread of its own passes it on, as fast as the terminal takes
-//! it. Until it has arrived ([`flow`]) no other frame is made: pictures in between are left out, not queued. So keys are
+//! it. Until it has arrived (`flow`) no other frame is made: pictures in between are left out, not queued. So keys are
 //! heard however slow the line is, and a terminal that takes nothing holds up nobody. Start at [`Outlet`].
 
 mod flow;
