@@ -122,10 +122,11 @@ fn session(guest: &Guest) -> Session {
     Session(command.spawn().expect("vmscope can be started"))
 }
 
-/// Starts vmscope once more, for a moment.
+/// Starts vmscope once more, until it has seen the guest.
 fn start_once(guest: &Guest) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmscope"));
-    let ended = command.args(guest.attach_arguments()).args(["--headless", "--for", "1ms"]).output();
+    let ended =
+        command.args(guest.attach_arguments()).args(["--headless", "--until", "processes>=1", "--for", "60s"]).output();
     let ended = ended.expect("vmscope can be started");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }

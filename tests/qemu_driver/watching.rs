@@ -111,6 +111,14 @@ fn a_pause_that_is_over_is_not_made_again_to_leave() {
     assert!(look(&core, 1, End::Result).is_ok_and(|ended| ended.is_ok()));
     drop(core);
     assert_eq!(fake.take_log(), Vec::<String>::new());
+    // Nor is one of somebody else's that comes later taken for it.
+    let driver = fake.attach();
+    driver.pause().and_then(|()| driver.resume()).expect("a pause");
+    fake.take_log();
+    fake.lock().stand("paused", None);
+    drop(driver);
+    assert_eq!((fake.take_log(), fake.lock().status), (Vec::new(), "paused"));
+    let fake = Fake::new();
     // One that is not over is taken back, whoever forgot it.
     let driver = fake.attach();
     driver.pause().expect("a pause");

@@ -31,12 +31,12 @@ impl Session {
         }
     }
 
-    /// Waits for the end of the program without reading a byte of what it writes.
-    fn ends_unread(&mut self) -> bool {
+    /// Waits for the end of the program without reading a byte of what it writes; returns its exit status.
+    fn ends_unread(&mut self) -> u32 {
         let until = Instant::now() + BOUND;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return status.success();
+                return status.exit_code();
             }
             assert!(Instant::now() < until, "the program waits for a terminal that takes nothing");
             std::thread::sleep(Duration::from_millis(10));
@@ -46,7 +46,7 @@ impl Session {
 
 #[test]
 fn a_terminal_that_takes_nothing_is_left_by_key_and_by_signal() {
-    for way in ["q", "TERM", "HUP"] {
+    for (way, status) in [("q", 0), ("TERM", 128 + 15), ("HUP", 128 + 1)] {
         let (mut session, pace) = paced();
         session.takes_until(&pace, "the screen is there", |session| session.text().contains("System"));
         // Far more than the terminal holds is drawn meanwhile: every key of these shows another screen.
@@ -61,7 +61,7 @@ fn a_terminal_that_takes_nothing_is_left_by_key_and_by_signal() {
         } else {
             session.signal(way)
         }
-        assert!(session.ends_unread(), "{way}");
+        assert_eq!(session.ends_unread(), status, "{way}");
         drop(pace);
         session.ends();
         session.is_restored();

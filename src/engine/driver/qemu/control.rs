@@ -352,9 +352,10 @@ impl Control {
         }
         if self.wants_to_run() {
             let ran = self.go_on();
-            return self.explained(ran);
+            self.explained(ran)?;
         }
-        Ok(())
+        // A pause of somebody else's after this is not to be ended for one of ours.
+        if self.touched && !self.is_touched() { self.untouch() } else { Ok(()) }
     }
 
     /// The thread of a vCPU, with the stub connected and the guest stopped; `None` when it is to be asked for by the

@@ -105,8 +105,8 @@ impl Control {
     /// # Errors
     /// The first thing that failed; the guest counts as touched then, and whoever comes next tries again.
     pub fn leave(&mut self) -> Result<(), VmiError> {
-        if self.guard.is_none() {
-            // It was only looked at.
+        if !self.touched {
+            // It was only looked at, or everything was taken back already.
             return Ok(());
         }
         let mut result = self.let_go();
