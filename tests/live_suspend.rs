@@ -182,7 +182,9 @@ fn ctrl_z_leaves_a_guest_that_runs_until_fg() {
     // This would hang at the breakpoint if that was still there.
     assert_eq!(guest.sh("cat /proc/version >/dev/null; echo runs"), "runs\n");
     let pid = session.pid().to_string();
-    assert!(Program::new("kill").args(["-s", "CONT", &pid]).status().is_ok_and(|status| status.success()));
+    assert!(
+        Program::new("sh").args(["-c", "kill -s $0 $1", "CONT", &pid]).status().is_ok_and(|status| status.success())
+    );
     session.until("the breakpoint", |session| {
         session.screen.screen().alternate_screen() && session.text().contains("● do_sys_openat2")
     });
@@ -210,7 +212,7 @@ fn a_guest_that_was_only_watched_hears_nothing_of_it_whatever_ends_it() {
         let mut session = Session::start(&arguments, &["--watch", "init_task"]);
         session.until("the guest", |session| session.text().contains("RUNNING") && session.text().contains("kthreadd"));
         let kill = |signal: &str, pid: u32| {
-            let status = Program::new("kill").args(["-s", signal, &pid.to_string()]).status();
+            let status = Program::new("sh").args(["-c", "kill -s $0 $1", signal, &pid.to_string()]).status();
             assert!(status.is_ok_and(|status| status.success()));
         };
         match way {
@@ -265,7 +267,9 @@ fn a_terminal_that_takes_no_output_keeps_no_breakpoint_in_the_guest() {
         }
         assert!(Instant::now() < deadline, "the terminal takes all");
     }
-    assert!(Program::new("kill").args(["-s", "TERM", &pid]).status().is_ok_and(|status| status.success()));
+    assert!(
+        Program::new("sh").args(["-c", "kill -s $0 $1", "TERM", &pid]).status().is_ok_and(|status| status.success())
+    );
     let status = loop {
         if let Some(status) = session.child.try_wait().expect("a child") {
             break status;

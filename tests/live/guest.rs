@@ -383,7 +383,7 @@ impl Guest {
 
     /// Sends a signal such as `STOP`, `CONT` or `KILL` to QEMU itself.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.qemu_pid().to_string()).status();
+        let status = Command::new("sh").args(["-c", "kill -s $0 $1", name, &self.qemu_pid().to_string()]).status();
         assert!(status.expect("kill can be run").success(), "QEMU could not be sent SIG{name}");
     }
 

@@ -81,7 +81,7 @@ fn is_alive(pid: u32) -> bool {
 
 fn kill(pid: u32) {
     // One that has ended by itself is as well.
-    let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = Command::new("sh").args(["-c", "kill -9 $0", &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
 /// Whether somebody holds the lock of a session's folder.

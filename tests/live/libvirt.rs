@@ -246,7 +246,7 @@ impl Libvirt {
 impl Drop for Libvirt {
     fn drop(&mut self) {
         for pid in [self.pid, self.qemu()].into_iter().flatten() {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+            let _ = Command::new("sh").args(["-c", "kill -9 $0", &pid.to_string()]).stderr(Stdio::null()).status();
         }
         let _ = fs::remove_dir_all(&self.dir);
     }

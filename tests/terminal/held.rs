@@ -63,7 +63,9 @@ fn a_terminal_that_takes_no_output_keeps_nobody() {
         }
         let pid = child.process_id().unwrap().to_string();
         is_held(&pid, until);
-        assert!(Command::new("kill").args(["-s", &signal.to_string(), &pid]).status().unwrap().success());
+        assert!(
+            Command::new("sh").args(["-c", "kill -s $0 $1", &signal.to_string(), &pid]).status().unwrap().success()
+        );
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
                 break status;

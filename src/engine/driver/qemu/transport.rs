@@ -51,7 +51,7 @@ impl FromStr for Address {
             if !path.is_empty() {
                 return Ok(Self::Unix(path.into()));
             }
-        } else if text.starts_with(['/', '.']) {
+        } else if text.starts_with('.') || text.contains('/') {
             return Ok(Self::Unix(text.into()));
         } else {
             let text = text.strip_prefix("tcp:").unwrap_or(text).split(',').next().unwrap_or_default();
@@ -62,7 +62,9 @@ impl FromStr for Address {
                 return Ok(Self::Tcp(format!("{host}:{port}")));
             }
         }
-        Err(VmiError::Invalid(format!("'{text}' is not an address: unix:PATH or HOST:PORT is needed")))
+        Err(VmiError::Invalid(format!(
+            "'{text}' is not an address: give HOST:PORT, or the path of a socket as unix:PATH"
+        )))
     }
 }
 
