@@ -291,7 +291,7 @@ where
         schema: SCHEMA,
         driver: D::KIND,
         read_only: start.read_only,
-        notice: Some("opening the guest (q leaves)".into()),
+        notice: Some("opening the guest".into()),
         ..Snapshot::default()
     };
     let snapshot = Arc::new(ArcSwap::from_pointee(first));
@@ -377,7 +377,7 @@ where
     let (capabilities, unavailable) = core.driver().capabilities();
     first.capabilities.set(capabilities);
     first.unavailable.set(unavailable);
-    first.notice = Some("looking for the guest's kernel, and setting the first breakpoints (q leaves)".into());
+    first.notice = Some("looking for the guest's kernel, and setting the first breakpoints".into());
     channels.snapshot.store(Arc::new(first.clone()));
     let _ = channels.changed.try_send(());
     first.notice = None;
