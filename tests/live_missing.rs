@@ -237,8 +237,14 @@ fn pages_are_told_apart(kernel: &'static str) {
     if let Some(address) = address_of("out") {
         let id = ask_for(&dashboard, &job, address);
         dashboard.ask(Command::InjectFault(id)).expect("an injection");
-        guest.tell(&job, "on your way");
-        dashboard.wait("the page", |s| row(s, id).is_some_and(|row| row.state == FaultState::Resolved));
+        // A way back to user mode may be missed: the next one will do.
+        let comes_back = |_| {
+            guest.tell(&job, "on your way");
+            assert_eq!(guest.sh("echo runs"), "runs\n");
+            let snapshot = dashboard.engine.snapshot.load();
+            row(&snapshot, id).is_some_and(|row| row.state == FaultState::Resolved)
+        };
+        assert!((0..200).any(comes_back), "{:?}", dashboard.engine.snapshot.load().faults);
         assert!(frame_of(&mut guest, job.pid, address).is_some());
     }
     dashboard.close();
