@@ -338,11 +338,15 @@ mod tests {
         (unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, (2 * page).cast_signed()) } == 0).then_some((file, page))
     }
 
+    fn skip() {
+        println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
+        assert!(std::env::var_os("CI").is_none(), "scripts/test reserves them");
+    }
+
     #[test]
     fn huge_pages_that_go_away_are_an_error_and_not_the_end() {
         let Some((file, page)) = huge_file() else {
-            println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
-            return;
+            return skip();
         };
         assert!(page > PAGE as u64);
         // From within a page on, and to within another one.
@@ -363,8 +367,7 @@ mod tests {
     #[test]
     fn a_huge_page_that_is_punched_out_is_an_error_where_no_other_is_free() {
         let Some((file, page)) = huge_file() else {
-            println!("skipped: no two huge pages are free here (/proc/sys/vm/nr_hugepages)");
-            return;
+            return skip();
         };
         let mapping = Mapping::new(&file, 0, 2 * page).expect("a mapping");
         assert_eq!(mapping.read_u64(page), Some(0));
